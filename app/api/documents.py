@@ -1,0 +1,100 @@
+"""From rows to documents: what of a record this caller is shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app import accounts
+from app.auth import Caller
+from app.config import Settings
+from app.keys import ChapSecrets
+from app.models import Attachment, Connection, Event, Group, Pool, Snapshot, Token, User, Volume
+from app.paging import Page
+from app.schemas import (
+    AttachmentDocument,
+    ConnectionDocument,
+    EventDocument,
+    GroupDocument,
+    NodeDocument,
+    PoolDocument,
+    SnapshotDocument,
+    TokenDocument,
+    UserDocument,
+    VolumeDocument,
+)
+from iscsi.names import LUN, serial, target_name
+
+
+def etag(record: Volume | Snapshot) -> dict[str, str]:
+    return {"ETag": f'"v{record.version}"'}
+
+
+def volume(record: Volume, caller: Caller) -> VolumeDocument:
+    """Attachments of others are told to the owner, to admins and to nodes only."""
+    shown = [a for a in record.attachments if caller.sees_all or caller.id in (record.owner_id, a.principal_id)]
+    origin = {"kind": record.origin_kind, "id": record.origin_id} if record.origin_id else None
+    return VolumeDocument.model_validate(
+        _members(record, VolumeDocument)
+        | {
+            "owner": record.owner.name,
+            "origin": origin,
+            "serial": serial(record.id),
+            "attachments": [attachment(a) for a in shown],
+        }
+    )
+
+
+def _members(record: Any, model: Any) -> dict[str, Any]:
+    """The document's members that the row has under the same name."""
+    columns = record.__table__.columns.keys()
+    return {name: getattr(record, name) for name in model.model_fields if name in columns}
+
+
+def attachment(record: Attachment) -> AttachmentDocument:
+    return AttachmentDocument.model_validate(record)
+
+
+def connection(settings: Settings, record: Attachment, found: Connection, secrets: ChapSecrets) -> ConnectionDocument:
+    auth = {"username": found.username, "password": secrets.password}
+    if secrets.mutual_password is not None:
+        auth |= {"mutual_username": found.mutual_username, "mutual_password": secrets.mutual_password}
+    target = target_name(settings.iscsi.iqn_prefix, record.volume_id)
+    return ConnectionDocument.model_validate({"portal": found.portal, "target": target, "lun": LUN, "auth": auth})
+
+
+def snapshot(record: Snapshot) -> SnapshotDocument:
+    return SnapshotDocument.model_validate(_members(record, SnapshotDocument) | {"owner": record.owner.name})
+
+
+def token(record: Token) -> TokenDocument:
+    return TokenDocument.model_validate(_members(record, TokenDocument) | {"user": record.user.name})
+
+
+def user(record: User) -> UserDocument:
+    return UserDocument.model_validate(record)
+
+
+def node(record: User) -> NodeDocument:
+    return NodeDocument.model_validate(record)
+
+
+def group(session: Session, record: Group) -> GroupDocument:
+    return GroupDocument.model_validate(
+        _members(record, GroupDocument) | {"members": accounts.members(session, record)}
+    )
+
+
+def pool(record: Pool) -> PoolDocument:
+    return PoolDocument.model_validate(record)
+
+
+def event(record: Event) -> EventDocument:
+    resource = {"kind": record.resource_kind, "id": record.resource_id} if record.resource_id else None
+    return EventDocument.model_validate(_members(record, EventDocument) | {"resource": resource})
+
+
+def page(model: Any, found: Page[Any], render: Any) -> Any:
+    """A list's page as its document."""
+    return model(items=[render(item) for item in found.items], next=found.next)

@@ -1,0 +1,91 @@
+"""What an owner may have and what a pool can promise: two counters, each moved by one conditional UPDATE.
+
+Nothing is counted first and decided afterwards, so a hundred requests at once cannot pass a limit together.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from sqlalchemy import func, update
+from sqlalchemy.orm import Session
+
+from app.config import Settings
+from app.errors import Problem, conflict
+from app.models import Pool, User
+from blockdev.units import format_size
+
+
+def reserve(session: Session, settings: Settings, owner_id: UUID, pool: str, size: int, count: int = 1) -> None:
+    """Charge `size` bytes and `count` records to the owner and the pool; Problem 409 says which limit refuses."""
+    _charge_owner(session, settings, owner_id, size, count)
+    _charge_pool(session, pool, size)
+
+
+def release(session: Session, owner_id: UUID, pool: str, size: int, count: int = 1) -> None:
+    """Give back what `reserve` took."""
+    used = {"used_size": User.used_size - size, "used_count": User.used_count - count}
+    session.execute(update(User).where(User.id == owner_id).values(**used).execution_options(synchronize_session=False))
+    promised = update(Pool).where(Pool.name == pool).values(promised=Pool.promised - size)
+    session.execute(promised.execution_options(synchronize_session=False))
+
+
+def limits(settings: Settings, user: User) -> tuple[int, int]:
+    """Bytes and records the user may have."""
+    size = settings.quota.size if user.quota_size is None else user.quota_size
+    count = settings.quota.count if user.quota_count is None else user.quota_count
+    return size, count
+
+
+def _charge_owner(session: Session, settings: Settings, owner_id: UUID, size: int, count: int) -> None:
+    fits = (
+        User.used_size + size <= func.coalesce(User.quota_size, settings.quota.size),
+        User.used_count + count <= func.coalesce(User.quota_count, settings.quota.count),
+    )
+    charge = (
+        update(User)
+        .where(User.id == owner_id, *fits)
+        .values(used_size=User.used_size + size, used_count=User.used_count + count)
+        .execution_options(synchronize_session=False)
+    )
+    if session.execute(charge).rowcount == 1:  # type: ignore[attr-defined]
+        return
+    owner = session.get_one(User, owner_id, populate_existing=True)
+    allowed_size, allowed_count = limits(settings, owner)
+    raise conflict(
+        "quota-exceeded",
+        f"{owner.name} has {format_size(owner.used_size)} in {owner.used_count} volumes and snapshots; allowed are "
+        f"{format_size(allowed_size)} and {allowed_count}. Delete some, or ask an admin for more.",
+    )
+
+
+def _charge_pool(session: Session, name: str, size: int) -> None:
+    charge = (
+        update(Pool)
+        .where(
+            Pool.name == name,
+            Pool.state == "active",
+            Pool.free >= Pool.low_space,
+            Pool.promised + size <= Pool.size * Pool.overcommit_ratio,
+        )
+        .values(promised=Pool.promised + size)
+        .execution_options(synchronize_session=False)
+    )
+    if session.execute(charge).rowcount == 0:  # type: ignore[attr-defined]
+        raise _refusal(session.get_one(Pool, name, populate_existing=True), size)
+
+
+def _refusal(pool: Pool, size: int) -> Problem:
+    if pool.state != "active":
+        return conflict("pool-unusable", f"The pool {pool.name} cannot be used now: {pool.reason}.")
+    if pool.free < pool.low_space:
+        return conflict(
+            "pool-low-space",
+            f"The pool {pool.name} has {format_size(pool.free)} free, less than the {format_size(pool.low_space)} it keeps "
+            "for the volumes it holds. Ask an admin for room.",
+        )
+    return conflict(
+        "pool-overcommitted",
+        f"The pool {pool.name} has promised {format_size(pool.promised)} of at most "
+        f"{format_size(int(pool.size * pool.overcommit_ratio))}; {format_size(size)} more do not fit.",
+    )

@@ -1,0 +1,235 @@
+"""Configuration: defaults < TOML file < environment (`STRATUS_SECTION__KEY`) < flags; an unknown key stops the start."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from blockdev.units import parse_size
+
+DEFAULT_HOME = "/var/lib/stratus"
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the message names the place and the key."""
+
+
+def _size(value: object) -> object:
+    return parse_size(value) if isinstance(value, str) else value
+
+
+def _network(value: str) -> str:
+    return str(ip_network(value))
+
+
+def _portal(value: str) -> str:
+    split_portal(value)
+    return value
+
+
+def split_portal(value: str) -> tuple[str, int]:
+    """`HOST:PORT` or `[IPV6]:PORT` → host and port; ConfigError says what is wrong."""
+    host, colon, port = value.rpartition(":")
+    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"{value!r} is not HOST:PORT")
+    return host.strip("[]"), int(port)
+
+
+Bytes = Annotated[int, BeforeValidator(_size), Field(ge=0)]
+Cidr = Annotated[str, AfterValidator(_network)]
+Portal = Annotated[str, AfterValidator(_portal)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class Server(Section):
+    """The HTTP side."""
+
+    listen: Portal = "127.0.0.1:8080"
+    processes: int = Field(2, ge=1, le=64, description="gunicorn worker processes")
+    threads: int = Field(16, ge=2, le=256, description="threads in each; a waiting request occupies one")
+    wait: float = Field(10.0, ge=0, le=30, description="seconds a mutation waits for its operation before 202")
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    behind_proxy: bool = Field(False, description="a proxy on this host terminates TLS and sets X-Forwarded-For")
+
+
+class Database(Section):
+    url: str | None = Field(None, description="SQLAlchemy URL; SQLite under the home directory when left out")
+
+
+class Pool(Section):
+    driver: Literal["directory"] = "directory"
+    path: Path
+    overcommit_ratio: float = Field(4.0, gt=0, description="sum of sizes allowed, as a multiple of the pool's size")
+    low_space_percent: float = Field(5.0, ge=0, le=90, description="free space below which new work is refused")
+
+
+class Iscsi(Section):
+    portal: Portal = "127.0.0.1:3261"
+    iqn_prefix: str = "iqn.2026-11.internal.stratus"
+
+
+class Volumes(Section):
+    max_size: Bytes = Field(64 << 40, description="largest volume, bytes")
+
+
+class Attachments(Section):
+    direct: bool = Field(False, description="owners may attach to an initiator of their own")
+    direct_portal: Portal | None = Field(None, description="a portal of its own for direct attachments")
+    direct_networks: list[Cidr] = Field([], description="where direct initiators must come from; empty: anywhere")
+    max_sessions: int = Field(1, ge=1, le=16, description="sessions one connection should have (paths of multipath)")
+
+
+class Quota(Section):
+    """What an owner may have who has no quota of their own."""
+
+    size: Bytes = 10 << 40
+    count: int = Field(1000, ge=0)
+
+
+class Worker(Section):
+    threads: int = Field(8, ge=1, le=64, description="data operations at once; as many again for attach and detach")
+    lease: float = Field(15.0, ge=1, description="seconds after which a silent worker's operations are taken over")
+    reconcile_interval: float = Field(60.0, ge=1)
+    pool_interval: float = Field(10.0, ge=0.2)
+    head_interval: float = Field(60.0, ge=0.2, description="seconds between signed heads of the event chain")
+
+
+class Settings(Section):
+    home: Path
+    server: Server = Server()
+    database: Database = Database()
+    iscsi: Iscsi = Iscsi()
+    volumes: Volumes = Volumes()
+    attachments: Attachments = Attachments()
+    quota: Quota = Quota()
+    worker: Worker = Worker()
+    default_pool: str = "default"
+    pools: dict[str, Pool] = {}
+
+    @property
+    def database_url(self) -> str:
+        return self.database.url or f"sqlite:///{self.home / 'stratus.db'}"
+
+    @property
+    def run_dir(self) -> Path:
+        return self.home / "run"
+
+    @property
+    def log_dir(self) -> Path:
+        return self.home / "log"
+
+    @property
+    def key_dir(self) -> Path:
+        return self.home / "keys"
+
+    def make_directories(self) -> None:
+        """The home and its rooms, readable by nobody else."""
+        for path in (
+            self.home,
+            self.run_dir,
+            self.run_dir / "locks",
+            self.run_dir / "waiters",
+            self.log_dir,
+            self.key_dir,
+        ):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = value
+    return base
+
+
+def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """`STRATUS_SERVER__LISTEN=…` → {"server": {"listen": …}}; lists and tables are JSON."""
+    found: dict[str, Any] = {}
+    for variable, text in environ.items():
+        if not variable.startswith("STRATUS_") or "__" not in variable:
+            continue
+        *parents, leaf = variable.removeprefix("STRATUS_").lower().split("__")
+        place = found
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[leaf] = _value(text)
+    return found
+
+
+def _value(text: str) -> Any:
+    if text[:1] in "[{":
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+    return text
+
+
+def load(home: Path, file: Path | None = None, *, environ: Mapping[str, str] | None = None,
+         flags: Mapping[str, Any] | None = None) -> Settings:  # fmt: skip
+    """The settings in force for `home`. `file` defaults to `home/config.toml` where that exists.
+
+    Raises ConfigError naming the file or variable and the key.
+    """
+    home = home.absolute()
+    source = file or home / "config.toml"
+    values: dict[str, Any] = {}
+    if file is not None or source.exists():
+        try:
+            values = tomllib.loads(source.read_text(encoding="utf-8"))
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"{source}: {error}") from error
+    _merge(values, from_environment(os.environ if environ is None else environ))
+    _merge(values, flags or {})
+    values["home"] = home
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(source, error)) from error
+    if not settings.pools:
+        settings.pools["default"] = Pool(path=home / "pool")
+    if settings.default_pool not in settings.pools:
+        raise ConfigError(f"default_pool: there is no [pools.{settings.default_pool}]")
+    return settings
+
+
+def write_effective(settings: Settings) -> Path:
+    """Keep what is in force for the service's own processes: all of them run with exactly what was checked."""
+    path = settings.run_dir / "effective.json"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(settings.model_dump_json())
+    return path
+
+
+def read_effective(path: Path) -> Settings:
+    return Settings.model_validate_json(path.read_text(encoding="utf-8"))
+
+
+def _explain(source: Path, error: ValidationError) -> str:
+    lines = [f"the configuration ({source}, STRATUS_… variables, flags) cannot be used:"]
+    for item in error.errors(include_url=False, include_input=False):
+        lines.append(f"  {'.'.join(map(str, item['loc']))}: {item['msg']}")
+    return "\n".join(lines)
+
+
+def redacted(settings: Settings) -> dict[str, Any]:
+    """What is in force, for people: a password inside the database URL is hidden."""
+    from sqlalchemy.engine import make_url
+
+    shown = settings.model_dump(mode="json")
+    shown["database"]["url"] = make_url(settings.database_url).render_as_string(hide_password=True)
+    return shown

@@ -1,0 +1,66 @@
+"""One engine per process, and two kinds of transaction: `read` and `write`.
+
+SQLite: WAL, so readers never wait; a write takes the lock when it begins (BEGIN IMMEDIATE), because a transaction that
+reads first and writes later can fail in the middle. PostgreSQL: READ COMMITTED; every decision is a conditional UPDATE.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.orm import Session
+
+PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=15000", "foreign_keys=ON", "trusted_schema=OFF")
+
+
+class Database:
+    """`url` is SQLAlchemy's; `connections` bounds how many this process holds at once."""
+
+    def __init__(self, url: str, connections: int = 10) -> None:
+        self.engine = _engine(url, connections)
+        self._reader = self.engine.execution_options(read_only=True)
+
+    @property
+    def dialect(self) -> str:
+        return self.engine.dialect.name
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A consistent look; nothing it changes is kept."""
+        with Session(self._reader, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """Commits at the end, or rolls back whatever was raised."""
+        with Session(self.engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def _engine(url: str, connections: int) -> Engine:
+    if make_url(url).get_backend_name() != "sqlite":
+        return create_engine(url, pool_size=connections, max_overflow=0, pool_pre_ping=True)
+    engine = create_engine(url, pool_size=connections, max_overflow=0)
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
+    # Python 3.11's driver would otherwise open transactions by itself, and only before some statements.
+    connection.isolation_level = None
+    for pragma in PRAGMAS:
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    read_only = connection.get_execution_options().get("read_only")
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")

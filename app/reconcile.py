@@ -1,0 +1,168 @@
+"""The database against what is really there: each difference, and each volume brought back by itself.
+
+Run when the worker starts, on a timer, whenever the target was lost, and on demand. What is not ours is told and left
+alone; bytes are never removed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from uuid import UUID
+
+import structlog
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from app.events import SYSTEM, record
+from app.models import Snapshot, Volume
+from app.outside import Outside
+from app.states import transition
+from app.steps.exports import export_of, exported_volumes
+from blockdev.locks import LockTimeout
+from iscsi.target import Export, ExportState, TargetError
+from pools import PoolError
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Drift:
+    """One difference: what was found in which layer, and what will be (or was) done about it."""
+
+    layer: str
+    volume_id: UUID | None
+    found: str
+    plan: str
+
+    def __str__(self) -> str:
+        return f"{self.layer}: {self.volume_id or '-'}: {self.found} → {self.plan}"
+
+    def document(self) -> dict[str, str | None]:
+        return {k: str(v) if v is not None else None for k, v in asdict(self).items()}
+
+
+def look(outside: Outside) -> list[Drift]:
+    """All differences, changing nothing. Raises TargetUnavailable when the target does not answer."""
+    return [*_exports(outside), *_foreign(outside), *_backings(outside)]
+
+
+def converge(outside: Outside) -> list[Drift]:
+    """Bring every export to what the database wants; what could not be done is in the returned plans' place."""
+    drifts = look(outside)
+    for volume_id in dict.fromkeys(d.volume_id for d in drifts if d.layer == "export" and d.volume_id):
+        converge_export(outside, volume_id)
+    for drift in drifts:
+        if drift.layer == "backing" and drift.volume_id:
+            _mark_missing(outside, drift)
+    if drifts:
+        log.info("reconciled", drifts=[str(drift) for drift in drifts])
+    return drifts
+
+
+def rebuild(outside: Outside) -> None:
+    """Every export, before the portal opens: one volume's trouble does not keep the others shut."""
+    with outside.database.read() as session:
+        wanted = exported_volumes(session)
+    listed = {state.volume_id for state in outside.target.inventory()}
+    for volume_id in [*wanted, *(listed - set(wanted))]:
+        converge_export(outside, volume_id)
+
+
+def converge_export(outside: Outside, volume_id: UUID) -> None:
+    """Make or complete one export, or fence one that should not be; skipped while an operation is at it."""
+    try:
+        with outside.lock(volume_id, "export", timeout=0):
+            export = export_of(outside, volume_id)
+            if export is not None:
+                outside.target.ensure_export(export)
+            elif not outside.target.drain(volume_id):
+                outside.target.remove(volume_id)
+    except LockTimeout:
+        return
+    except (TargetError, PoolError) as error:
+        log.error("export not restored", volume=str(volume_id), cause=str(error))
+        with outside.database.write() as session:
+            changed = update(Volume).where(Volume.id == volume_id, Volume.error.is_distinct_from(str(error)))
+            done = session.execute(changed.values(error=str(error)).execution_options(synchronize_session=False))
+            if done.rowcount:  # type: ignore[attr-defined]
+                record(session, SYSTEM, "volume.export-failed", ("volume", volume_id), cause=str(error))
+
+
+# ---------------------------------------------------------------- differences
+
+
+def _exports(outside: Outside) -> Iterator[Drift]:
+    found = {state.volume_id: state for state in outside.target.inventory()}
+    with outside.database.read() as session:
+        wanted = set(exported_volumes(session))
+    for volume_id in wanted | found.keys():
+        if volume_id not in found:
+            yield Drift("export", volume_id, "attached, but there is no target", "make the export")
+        elif volume_id not in wanted:
+            yield Drift("export", volume_id, "a target, but nobody is attached", "drain and remove it")
+        else:
+            yield from _differences(outside, volume_id, found[volume_id])
+
+
+def _differences(outside: Outside, volume_id: UUID, state: ExportState) -> Iterator[Drift]:
+    try:
+        export = export_of(outside, volume_id)
+    except PoolError as error:
+        yield Drift("export", volume_id, str(error), "report it; the volume cannot be exported")
+        return
+    if export is not None and not _equal(export, state):
+        yield Drift("export", volume_id, "the target differs from the database", "converge LUN, accounts and ACLs")
+
+
+def _equal(export: Export, state: ExportState) -> bool:
+    initiators = {connection.initiator for connection in export.connections}
+    usernames = {connection.credentials.username for connection in export.connections}
+    return (
+        state.complete
+        and set(state.initiators) == initiators
+        and usernames <= set(state.usernames)
+        and state.path == export.path
+        and state.read_only == export.read_only
+    )
+
+
+def _foreign(outside: Outside) -> Iterator[Drift]:
+    for iqn in outside.target.foreign():
+        yield Drift("target", None, f"{iqn} is not ours", "leave it alone")
+
+
+def _backings(outside: Outside) -> Iterator[Drift]:
+    """Rows without bytes, and bytes without a row."""
+    for name, pool in outside.pools.items():
+        items = {(item.kind, item.id) for item in pool.inventory()}
+        with outside.database.read() as session:
+            stable, known = _records(session, name)
+        for kind, identifier in sorted(stable - items, key=str):
+            yield Drift(
+                "backing",
+                identifier if kind == "volume" else None,
+                f"{kind} {identifier} has no backing",
+                "mark it as in error",
+            )
+        for kind, identifier in sorted(items - known, key=str):
+            yield Drift("pool", None, f"{name} holds {kind} {identifier}, which has no record", "leave it alone")
+
+
+def _records(session: Session, pool: str) -> tuple[set[tuple[str, UUID]], set[tuple[str, UUID]]]:
+    """What must have a backing, and what may have one."""
+    stable: set[tuple[str, UUID]] = set()
+    known: set[tuple[str, UUID]] = set()
+    for kind, model in (("volume", Volume), ("snapshot", Snapshot)):
+        for identifier, state in session.execute(select(model.id, model.state).where(model.pool == pool)):
+            known.add((kind, identifier))
+            if state in ("available", "in-use"):
+                stable.add((kind, identifier))
+    return stable, known
+
+
+def _mark_missing(outside: Outside, drift: Drift) -> None:
+    assert drift.volume_id is not None
+    with outside.database.write() as session:
+        if transition(session, Volume, drift.volume_id, "error", only_from=("available", "in-use"), error=drift.found):
+            record(session, SYSTEM, "volume.error", ("volume", drift.volume_id), cause=drift.found)

@@ -1,0 +1,472 @@
+"""What goes over the wire: one model per document, the single source of validation and of the OpenAPI description.
+
+Requests forbid unknown members and are validated strictly (a string is no number). Sizes are bytes, times are
+UTC in RFC 3339, ids are UUIDs.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, TypeAdapter
+
+MIN_SIZE = 1 << 20
+#: Past every real volume, within every database's BIGINT and JSON's exact integers (RFC 8259 §6).
+MAX_SIZE = 1 << 50
+
+VolumeStateName = Literal["creating", "available", "in-use", "reverting", "deleting", "error"]
+SnapshotStateName = Literal["creating", "available", "deleting", "error"]
+AttachmentStateName = Literal["attaching", "attached", "detaching", "detached", "error"]
+OperationStateName = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+Role = Literal["user", "node", "admin"]
+Mode = Literal["rw", "ro"]
+Visibility = Literal["private", "public"]
+
+
+def _integral(value: object) -> object:
+    """JSON Schema counts 1.0 as an integer; so do we."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _utc(value: dt.datetime) -> dt.datetime:
+    return value.replace(tzinfo=dt.UTC) if value.tzinfo is None else value.astimezone(dt.UTC)
+
+
+Integer = Annotated[int, BeforeValidator(_integral)]
+Size = Annotated[Integer, Field(ge=MIN_SIZE, le=MAX_SIZE, description="bytes")]
+Instant = Annotated[dt.datetime, AfterValidator(_utc)]
+#: One line of printable text without control characters.
+Name = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
+Label = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]*$")]
+Cursor = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_-]+$")]
+Initiator = Annotated[str, StringConstraints(min_length=5, max_length=223, pattern=r"^(iqn\.|eui\.|naa\.)[!-~]+$")]
+Secret = Annotated[str, StringConstraints(min_length=12, max_length=256)]
+#: The header by which a repeated mutation is recognised.
+IdempotencyKey: TypeAdapter[str] = TypeAdapter(
+    Annotated[str, StringConstraints(min_length=8, max_length=255, pattern=r"^[!-~]+$")]
+)
+
+
+class Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Document(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+
+# ---------------------------------------------------------------- problems (RFC 9457)
+
+
+class FieldError(Document):
+    """One thing wrong with the request: `pointer` into the body (RFC 6901), or `name` of a parameter or header."""
+
+    pointer: str | None = None
+    name: str | None = None
+    code: str
+    detail: str
+
+
+class ProblemDocument(Document):
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    instance: str
+    errors: list[FieldError] = []
+
+
+# ---------------------------------------------------------------- parameters
+
+
+class DryRun(Request):
+    model_config = ConfigDict(extra="forbid", strict=False)
+    dry_run: bool = Field(False, description="answer with the plan and change nothing")
+
+
+class Paging(Request):
+    model_config = ConfigDict(extra="forbid", strict=False)
+    limit: int = Field(50, ge=1, le=1000)
+    next: Cursor | None = Field(None, description="the `next` of the page before")
+
+
+class VolumeFilter(Paging):
+    name: Name | None = None
+    state: VolumeStateName | None = None
+    owner: Label | None = None
+
+
+class SnapshotFilter(Paging):
+    name: Name | None = None
+    volume: UUID | None = None
+
+
+class AttachmentFilter(Paging):
+    volume: UUID | None = None
+    node: Name | None = None
+    state: AttachmentStateName | None = None
+
+
+class EventFilter(Paging):
+    resource: UUID | None = None
+    kind: Label | None = None
+
+
+class OperationFilter(Paging):
+    state: OperationStateName | None = None
+    resource: UUID | None = None
+
+
+class Wait(Request):
+    model_config = ConfigDict(extra="forbid", strict=False)
+    wait: float = Field(0, ge=0, le=30, description="seconds to wait for the end")
+
+
+class Detach(DryRun):
+    force: bool = Field(False, description="without the node's consent (admin); never without the drain")
+
+
+class ShareTarget(DryRun):
+    group: Label
+
+
+# ---------------------------------------------------------------- requests
+
+
+class VolumeCreate(Request):
+    """An empty volume, or a copy of exactly one of `snapshot` and `volume`."""
+
+    name: Name | None = None
+    size: Size | None = Field(None, description="bytes; may be left out for a copy, which then has its source's size")
+    visibility: Visibility = "private"
+    pool: Label | None = Field(None, description="the default pool when left out")
+    snapshot: UUID | None = None
+    volume: UUID | None = None
+
+
+class VolumeUpdate(Request):
+    name: Name | None = None
+    visibility: Visibility | None = None
+    size: Size | None = Field(None, description="bytes; larger than now")
+
+
+class SnapshotCreate(Request):
+    name: Name | None = None
+
+
+class Revert(Request):
+    snapshot: UUID
+
+
+class ShareUpdate(Request):
+    group: Label
+    mode: Mode = "ro"
+
+
+class AttachmentCreate(Request):
+    instance_id: Name
+    node: Name
+    initiator: Initiator
+    mode: Mode = "rw"
+    mutual_chap: bool = Field(False, description="the target proves itself to the initiator as well")
+
+
+class Empty(Request):
+    """No members."""
+
+
+class UserCreate(Request):
+    name: Label
+    role: Literal["user", "admin"] = "user"
+    password: Secret | None = None
+
+
+class UserUpdate(Request):
+    password: Secret | None = None
+    enabled: bool | None = None
+
+
+class NodeCreate(Request):
+    name: Label
+    initiator: Initiator
+
+
+class NodeUpdate(Request):
+    initiator: Initiator | None = None
+    enabled: bool | None = None
+
+
+class TokenCreate(Request):
+    description: Name | None = None
+    expires_in: Annotated[Integer, Field(ge=60, le=10 * 366 * 86400)] | None = Field(None, description="seconds")
+    user: Label | None = Field(None, description="for whom (admin); yourself when left out")
+
+
+class GroupCreate(Request):
+    name: Label
+
+
+class GroupUpdate(Request):
+    members: list[Label] = Field(max_length=1000, description="names of all its members from now on")
+
+
+class QuotaUpdate(Request):
+    """null is the site's default."""
+
+    size: Annotated[Integer, Field(ge=0, le=MAX_SIZE)] | None = Field(None, description="bytes")
+    count: Annotated[Integer, Field(ge=0, le=1_000_000)] | None = Field(None, description="volumes and snapshots")
+
+
+# ---------------------------------------------------------------- answers
+
+
+class Auth(Document):
+    username: str
+    password: str
+    mutual_username: str | None = None
+    mutual_password: str | None = None
+
+
+class ConnectionDocument(Document):
+    driver: Literal["iscsi"] = "iscsi"
+    portal: str
+    target: str
+    lun: int
+    auth: Auth
+
+
+class AttachmentDocument(Document):
+    id: UUID
+    volume_id: UUID
+    instance_id: str
+    node: str
+    initiator: str
+    mode: Mode
+    state: AttachmentStateName
+    direct: bool
+    error: str | None = None
+    created_at: Instant
+    attached_at: Instant | None = None
+    detached_at: Instant | None = None
+
+
+class AttachmentWithConnection(AttachmentDocument):
+    connection: ConnectionDocument | None = None
+
+
+class Origin(Document):
+    kind: Literal["snapshot", "volume"]
+    id: UUID
+
+
+class VolumeDocument(Document):
+    id: UUID
+    name: str | None
+    size: int
+    state: VolumeStateName
+    error: str | None = None
+    owner: str
+    visibility: Visibility
+    pool: str
+    origin: Origin | None = None
+    serial: str
+    created_at: Instant
+    updated_at: Instant
+    attachments: list[AttachmentDocument]
+
+
+class SnapshotDocument(Document):
+    id: UUID
+    name: str | None
+    volume_id: UUID
+    size: int
+    state: SnapshotStateName
+    error: str | None = None
+    owner: str
+    pool: str
+    created_at: Instant
+
+
+class ShareDocument(Document):
+    group: str
+    mode: Mode
+
+
+class Resource(Document):
+    kind: str
+    id: UUID
+
+
+class OperationError(Document):
+    code: str
+    detail: str
+
+
+class OperationDocument(Document):
+    id: UUID
+    kind: str
+    state: OperationStateName
+    progress: int = Field(ge=0, le=100, description="percent")
+    message: str | None = None
+    error: OperationError | None = None
+    resource: Resource
+    created_at: Instant
+    started_at: Instant | None = None
+    finished_at: Instant | None = None
+
+
+class UserDocument(Document):
+    id: UUID
+    name: str
+    role: Role
+    enabled: bool
+    created_at: Instant
+
+
+class NodeDocument(Document):
+    id: UUID
+    name: str
+    initiator: str
+    enabled: bool
+    created_at: Instant
+
+
+class TokenDocument(Document):
+    id: UUID
+    user: str
+    description: str | None = None
+    created_at: Instant
+    expires_at: Instant | None = None
+    revoked_at: Instant | None = None
+
+
+class NewToken(TokenDocument):
+    token: str | None = Field(None, description="shown once; null when a repeated request is answered again")
+
+
+class GroupDocument(Document):
+    id: UUID
+    name: str
+    members: list[str]
+    created_at: Instant
+
+
+class QuotaDocument(Document):
+    user: str
+    size: int = Field(description="bytes allowed")
+    count: int = Field(description="volumes and snapshots allowed")
+    used_size: int
+    used_count: int
+
+
+class PoolDocument(Document):
+    name: str
+    driver: str
+    state: Literal["active", "unusable"]
+    reason: str | None = None
+    live_clone: bool = Field(description="snapshots and clones of attached volumes are possible")
+    size: int
+    free: int
+    allocated: int = Field(description="bytes really used by volumes and snapshots")
+    promised: int = Field(description="sum of the sizes of volumes and snapshots")
+    overcommit_ratio: float
+    low_space: int = Field(description="bytes; below this much free the pool takes no new work")
+    alarm: str | None = None
+    updated_at: Instant | None = None
+
+
+class EventDocument(Document):
+    id: UUID
+    at: Instant
+    kind: str
+    actor: str
+    address: str | None
+    resource: Resource | None
+    detail: dict[str, Any]
+    sequence: int | None = None
+    hash: str | None = None
+
+
+class Whoami(Document):
+    id: UUID
+    name: str
+    role: Role
+    groups: list[str]
+
+
+class Conflict(Document):
+    code: str
+    detail: str
+
+
+class Plan(Document):
+    """What a mutation would do: its answer under `?dry_run=true`."""
+
+    dry_run: Literal[True] = True
+    allowed: bool
+    steps: list[str]
+    conflicts: list[Conflict]
+    quota: QuotaDocument | None = None
+    space: PoolDocument | None = None
+
+
+class VolumePage(Document):
+    items: list[VolumeDocument]
+    next: str | None = None
+
+
+class SnapshotPage(Document):
+    items: list[SnapshotDocument]
+    next: str | None = None
+
+
+class AttachmentPage(Document):
+    items: list[AttachmentDocument]
+    next: str | None = None
+
+
+class OperationPage(Document):
+    items: list[OperationDocument]
+    next: str | None = None
+
+
+class EventPage(Document):
+    items: list[EventDocument]
+    next: str | None = None
+
+
+class UserPage(Document):
+    items: list[UserDocument]
+    next: str | None = None
+
+
+class NodePage(Document):
+    items: list[NodeDocument]
+    next: str | None = None
+
+
+class TokenPage(Document):
+    items: list[TokenDocument]
+    next: str | None = None
+
+
+class GroupPage(Document):
+    items: list[GroupDocument]
+    next: str | None = None
+
+
+class PoolPage(Document):
+    items: list[PoolDocument]
+    next: str | None = None
+
+
+class ShareList(Document):
+    items: list[ShareDocument]
+
+
+class Health(Document):
+    status: str
+    detail: dict[str, str] = {}

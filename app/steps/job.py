@@ -1,0 +1,90 @@
+"""One claimed operation while it is worked on: its lock, its progress, its end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.models import Attachment, Operation, Snapshot, Volume
+from app.operations import Cancelled, Lost, guarded
+from app.outside import Outside
+from pools import Pool, PoolUnusable
+
+Settle = Callable[[Session], None]
+Row = TypeVar("Row", Volume, Snapshot, Attachment)
+
+
+class Again(Exception):
+    """Not now: try the operation again in `delay` seconds, and tell the client why."""
+
+    def __init__(self, delay: float, message: str) -> None:
+        super().__init__(message)
+        self.delay = delay
+        self.message = message
+
+
+class Vanished(Exception):
+    """The resource was dealt with by somebody else: there is nothing left to do."""
+
+
+class Job:
+    #: How often progress is written, seconds: a client sees it move, the database hardly notices.
+    REPORT = 0.5
+
+    def __init__(self, operation: Operation, outside: Outside, stopping: threading.Event) -> None:
+        self.operation = operation
+        self.outside = outside
+        self._stopping = stopping
+        self._reported = time.monotonic()
+
+    @contextmanager
+    def lock(self, subject: UUID | None = None, lane: str | None = None) -> Iterator[None]:
+        """Alone with the volume from here on; raises Lost if the operation is somebody else's by now."""
+        with self.outside.lock(subject or self.operation.subject_id, lane or self.operation.lane):
+            self._still_mine()
+            yield
+
+    def _still_mine(self) -> None:
+        with self.outside.database.read() as session:
+            row = session.execute(
+                select(Operation.fence, Operation.state, Operation.cancel_requested).where(
+                    Operation.id == self.operation.id
+                )
+            ).first()
+        if row is None or row.fence != self.operation.fence or row.state != "running":
+            raise Lost(str(self.operation.id))
+        if row.cancel_requested:
+            raise Cancelled
+
+    def load(self, model: type[Row], identifier: UUID | None = None, *, state: str | None = None) -> Row:
+        """The row the operation works on; Vanished when it is gone or no longer in `state`."""
+        with self.outside.database.read() as session:
+            row = session.get(model, identifier or self.operation.resource_id)
+        if row is None or (state is not None and row.state != state):
+            raise Vanished
+        return row
+
+    def pool(self, name: str) -> Pool:
+        """The active pool; raises PoolUnusable otherwise."""
+        pool = self.outside.pools.get(name)
+        if pool is None:
+            raise PoolUnusable(name, "it is not active")
+        return pool
+
+    def progress(self, done: int, total: int) -> None:
+        """To be called often by long work: tells the client, and ends the work if that is asked for."""
+        if self._stopping.is_set():
+            raise Again(0, "the service is restarting")
+        if time.monotonic() - self._reported < self.REPORT:
+            return
+        self._reported = time.monotonic()
+        with self.outside.database.write() as session:
+            guarded(session, self.operation, progress=min(99, done * 100 // max(total, 1)))
+        self._still_mine()

@@ -1,0 +1,193 @@
+"""Volumes: backings made, copied, grown, put back and removed."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from sqlalchemy import delete as delete_rows
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
+from app import capacity
+from app.events import record
+from app.models import Attachment, Operation, Snapshot, Volume
+from app.operations import Cancelled, actor_of
+from app.states import now, transition
+from app.steps.exports import export_of
+from app.steps.job import Job, Settle
+from pools import BackingMissing
+
+
+def _told(session: Session, operation: Operation, kind: str, volume_id: UUID, **detail: object) -> None:
+    record(session, actor_of(session, operation), kind, ("volume", volume_id), operation=str(operation.id), **detail)
+
+
+def _broken(session: Session, operation: Operation, error: Exception) -> None:
+    transition(session, Volume, operation.resource_id, "error", error=str(error), new_size=None)
+    _told(session, operation, "volume.error", operation.resource_id, cause=str(error))
+
+
+def release_source(session: Session, model: type[Volume] | type[Snapshot], identifier: UUID) -> None:
+    """One copy less is being made from it."""
+    counted = update(model).where(model.id == identifier).values(readers=model.readers - 1)
+    session.execute(counted.execution_options(synchronize_session=False))
+
+
+# ---------------------------------------------------------------- create, clone
+
+
+def create(job: Job) -> Settle:
+    volume = job.load(Volume, state="creating")
+    with job.lock():
+        job.pool(volume.pool).create(volume.id, volume.size)
+
+    def settle(session: Session) -> None:
+        transition(session, Volume, volume.id, "available", error=None)
+        _told(session, job.operation, "volume.created", volume.id)
+
+    return settle
+
+
+create_failed = _broken
+
+
+def clone(job: Job) -> Settle:
+    volume = job.load(Volume, state="creating")
+    assert volume.origin_id is not None
+    pool = job.pool(volume.pool)
+    copy = pool.clone_snapshot if volume.origin_kind == "snapshot" else pool.clone_volume
+    with job.lock():
+        copy(volume.origin_id, volume.id, volume.size, job.progress)
+
+    def settle(session: Session) -> None:
+        _release_origin(session, volume)
+        transition(session, Volume, volume.id, "available", error=None)
+        _told(session, job.operation, "volume.created", volume.id, origin=str(volume.origin_id))
+
+    return settle
+
+
+def remove_copy(job: Job) -> None:
+    volume = job.load(Volume)
+    job.pool(volume.pool).delete_volume(volume.id)
+
+
+def _release_origin(session: Session, volume: Volume) -> None:
+    assert volume.origin_id is not None
+    release_source(session, Snapshot if volume.origin_kind == "snapshot" else Volume, volume.origin_id)
+
+
+def clone_failed(session: Session, operation: Operation, error: Exception) -> None:
+    """A cancelled copy leaves nothing behind; a failed one leaves a volume in error that says why."""
+    volume = session.get(Volume, operation.resource_id)
+    if volume is None:
+        return
+    _release_origin(session, volume)
+    if isinstance(error, Cancelled):
+        forget(session, operation, volume)
+    else:
+        _broken(session, operation, error)
+
+
+def forget(session: Session, operation: Operation, volume: Volume) -> None:
+    """The record goes, the quota comes back."""
+    capacity.release(session, volume.owner_id, volume.pool, max(volume.size, volume.new_size or 0))
+    session.execute(delete_rows(Attachment).where(Attachment.volume_id == volume.id))
+    session.execute(delete_rows(Volume).where(Volume.id == volume.id))
+    _told(session, operation, "volume.deleted", volume.id, name=volume.name)
+
+
+# ---------------------------------------------------------------- grow, revert
+
+
+def grow(job: Job) -> Settle:
+    """Extend the backing first; then, if it is exported, the target lets the initiators see the new size."""
+    volume = job.load(Volume)
+    size = int(job.operation.parameters["size"])
+    pool = job.pool(volume.pool)
+    with job.lock():
+        pool.resize(volume.id, size)
+        with job.lock(lane="export"):
+            export = export_of(job.outside, volume.id)
+            if export is not None:
+                job.outside.target.grow(export)
+
+    def settle(session: Session) -> None:
+        values = {"size": size, "new_size": None, "version": Volume.version + 1, "updated_at": now()}
+        grown = update(Volume).where(Volume.id == volume.id, Volume.new_size == size).values(**values)
+        session.execute(grown.execution_options(synchronize_session=False))
+        _told(session, job.operation, "volume.grown", volume.id, size=size)
+
+    return settle
+
+
+def grow_failed(session: Session, operation: Operation, error: Exception) -> None:
+    """The volume keeps its size and its state; what was charged for the growth is given back."""
+    volume = session.get(Volume, operation.resource_id)
+    if volume is None or volume.new_size is None:
+        return
+    capacity.release(session, volume.owner_id, volume.pool, volume.new_size - volume.size, count=0)
+    volume.new_size = None
+    _told(session, operation, "volume.grow-failed", volume.id, cause=str(error))
+
+
+def revert(job: Job) -> Settle:
+    volume = job.load(Volume, state="reverting")
+    snapshot = UUID(job.operation.parameters["snapshot"])
+    with job.lock():
+        job.pool(volume.pool).revert(volume.id, snapshot, job.progress)
+
+    def settle(session: Session) -> None:
+        release_source(session, Snapshot, snapshot)
+        transition(session, Volume, volume.id, "available", error=None)
+        _told(session, job.operation, "volume.reverted", volume.id, snapshot=str(snapshot))
+
+    return settle
+
+
+def revert_failed(session: Session, operation: Operation, error: Exception) -> None:
+    """The old bytes are put aside only when the new ones are complete: after a cancel the volume is as it was."""
+    release_source(session, Snapshot, UUID(operation.parameters["snapshot"]))
+    if isinstance(error, Cancelled):
+        transition(session, Volume, operation.resource_id, "available")
+    else:
+        _broken(session, operation, error)
+
+
+# ---------------------------------------------------------------- delete, reset
+
+
+def delete(job: Job) -> Settle:
+    volume = job.load(Volume, state="deleting")
+    with job.lock():
+        with job.lock(lane="export"):
+            job.outside.target.remove(volume.id)
+        job.pool(volume.pool).delete_volume(volume.id)
+    job.outside.forget_locks(volume.id)
+    return lambda session: forget(session, job.operation, session.get_one(Volume, volume.id))
+
+
+delete_failed = _broken
+
+
+def reset(job: Job) -> Settle:
+    """Derive the state from what is there: the backing, its size, and who holds the volume."""
+    volume = job.load(Volume)
+    with job.lock():
+        try:
+            backing = job.pool(volume.pool).backing(volume.id)
+            missing = None if backing.size >= volume.size else f"the backing has {backing.size} of {volume.size} bytes"
+        except BackingMissing as error:
+            missing = str(error)
+
+    def settle(session: Session) -> None:
+        held = session.get_one(Volume, volume.id, populate_existing=True).held_mode is not None
+        state = "error" if missing else "in-use" if held else "available"
+        transition(session, Volume, volume.id, state, error=missing)
+        _told(session, job.operation, "volume.state-reset", volume.id, state=state, error=missing)
+
+    return settle
+
+
+def reset_failed(session: Session, operation: Operation, error: Exception) -> None:
+    _told(session, operation, "volume.reset-failed", operation.resource_id, cause=str(error))

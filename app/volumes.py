@@ -1,0 +1,336 @@
+"""Volumes: check, then record the intention. Nothing here touches anything but the database."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, delete, or_, select, update
+from sqlalchemy.orm import Session, joinedload, selectinload
+
+from app import accounts, capacity, operations
+from app.auth import Caller, groups_of, may_see, require_owner
+from app.config import Settings
+from app.errors import Problem, conflict, invalid, not_found
+from app.events import record
+from app.ids import new_id
+from app.models import Counter, Group, Operation, Pool, Share, Snapshot, User, Volume
+from app.paging import Page, page
+from app.schemas import ShareUpdate, VolumeCreate, VolumeFilter, VolumeUpdate
+from app.states import now, transition
+from blockdev.units import format_size
+
+SHOWN = (joinedload(Volume.owner), selectinload(Volume.attachments))
+
+
+def find(session: Session, caller: Caller, identifier: UUID) -> Volume:
+    """The volume if the caller may see it; Problem 404 otherwise."""
+    query = select(Volume).where(Volume.id == identifier, may_see(caller)).options(*SHOWN)
+    volume = session.scalar(query.execution_options(populate_existing=True))
+    if volume is None:
+        raise not_found("volume", identifier)
+    return volume
+
+
+def list_page(session: Session, caller: Caller, wanted: VolumeFilter) -> Page[Volume]:
+    filters: list[ColumnElement[bool]] = []
+    if wanted.name is not None:
+        filters.append(Volume.name == wanted.name)
+    if wanted.state is not None:
+        filters.append(Volume.state == wanted.state)
+    if wanted.owner is not None:
+        filters.append(Volume.owner_id.in_(select(User.id).where(User.name == wanted.owner)))
+    branches = [[*branch, *filters] for branch in _visible(caller)]
+    return page(session, Volume, limit=wanted.limit, cursor=wanted.next, branches=branches, options=SHOWN)
+
+
+def _visible(caller: Caller) -> Sequence[Sequence[ColumnElement[bool]]]:
+    """`auth.may_see`, as branches that each use an index."""
+    if caller.sees_all:
+        return [[]]
+    shared = Volume.id.in_(select(Share.volume_id).where(groups_of(caller)))
+    return [[Volume.owner_id == caller.id], [Volume.visibility == "public"], [shared]]
+
+
+# ---------------------------------------------------------------- create, clone
+
+
+def create(session: Session, settings: Settings, caller: Caller, body: VolumeCreate) -> Operation:
+    """Record a new volume, empty or copied from one snapshot or volume, and the operation that makes it."""
+    if body.snapshot is not None and body.volume is not None:
+        raise invalid("/snapshot", "one-source", "A volume is copied from a snapshot or from a volume, not from both.")
+    source = _source(session, caller, body)
+    size = _size_of_new(settings, body, source)
+    pool = _pool_of_new(session, settings, body, source)
+    capacity.reserve(session, settings, caller.id, pool, size)
+    volume = _insert(session, caller, body, size, pool, source)
+    record(session, caller.actor, "volume.create", ("volume", volume.id), name=volume.name, size=size, pool=pool)
+    kind = "volume.create" if source is None else "volume.clone"
+    return operations.enqueue(session, kind, caller, volume.id, ("volume", volume.id))
+
+
+def _source(session: Session, caller: Caller, body: VolumeCreate) -> Volume | Snapshot | None:
+    if body.volume is not None:
+        volume = find(session, caller, body.volume)
+        hold_for_copy(session, volume, "clone-needs-detach")
+        return volume
+    if body.snapshot is not None:
+        snapshot = find_snapshot(session, caller, body.snapshot)
+        held = (
+            update(Snapshot)
+            .where(Snapshot.id == snapshot.id, Snapshot.state == "available")
+            .values(readers=Snapshot.readers + 1)
+            .execution_options(synchronize_session=False)
+        )
+        if session.execute(held).rowcount == 0:  # type: ignore[attr-defined]
+            raise conflict(
+                "snapshot-not-available", f"Snapshot {snapshot.id} is {snapshot.state}; it must be available."
+            )
+        return snapshot
+    return None
+
+
+def find_snapshot(session: Session, caller: Caller, identifier: UUID) -> Snapshot:
+    snapshot = session.get(Snapshot, identifier, options=[joinedload(Snapshot.owner)], populate_existing=True)
+    if snapshot is None or not (caller.sees_all or snapshot.owner_id == caller.id):
+        raise not_found("snapshot", identifier)
+    return snapshot
+
+
+def hold_for_copy(session: Session, volume: Volume, needs_detach: str) -> None:
+    """Count a reader in, so that the bytes stay and, where copies are not atomic, nobody starts to write them."""
+    live = select(Pool.live_clone).where(Pool.name == Volume.pool).scalar_subquery()
+    unwritten = or_(Volume.held_mode.is_(None), Volume.held_mode == "ro", live)
+    held = (
+        update(Volume)
+        .where(Volume.id == volume.id, Volume.state.in_(("available", "in-use")), unwritten)
+        .values(readers=Volume.readers + 1)
+        .execution_options(synchronize_session=False)
+    )
+    if session.execute(held).rowcount == 1:  # type: ignore[attr-defined]
+        return
+    session.refresh(volume)
+    if volume.state in ("available", "in-use"):
+        raise conflict(
+            needs_detach,
+            f"Volume {volume.id} is attached for writing and its pool cannot copy a volume in one instant: detach it first.",
+        )
+    raise not_available(volume)
+
+
+def not_available(volume: Volume) -> Problem:
+    return conflict("volume-not-available", f"Volume {volume.id} is {volume.state}; it must be available.")
+
+
+def _size_of_new(settings: Settings, body: VolumeCreate, source: Volume | Snapshot | None) -> int:
+    size = body.size if body.size is not None else source.size if source is not None else None
+    if size is None:
+        raise invalid("/size", "missing", "Say how large the volume is to be, in bytes.")
+    if source is not None and size < source.size:
+        raise conflict("size-too-small", f"The copy needs at least its source's {source.size} bytes.")
+    _check_maximum(settings, size)
+    return size
+
+
+def _check_maximum(settings: Settings, size: int) -> None:
+    if size > settings.volumes.max_size:
+        raise invalid("/size", "too-large", f"The largest volume here is {format_size(settings.volumes.max_size)}.")
+
+
+def _pool_of_new(session: Session, settings: Settings, body: VolumeCreate, source: Volume | Snapshot | None) -> str:
+    if source is not None:
+        if body.pool not in (None, source.pool):
+            raise conflict("pool-mismatch", f"A copy lies in its source's pool, {source.pool}.")
+        return source.pool
+    name = body.pool or settings.default_pool
+    if session.get(Pool, name) is None:
+        raise not_found("pool", name)
+    return name
+
+
+def _insert(
+    session: Session, caller: Caller, body: VolumeCreate, size: int, pool: str, source: Volume | Snapshot | None
+) -> Volume:
+    moment = now()
+    volume = Volume(
+        id=new_id(),
+        name=body.name,
+        size=size,
+        state="creating",
+        owner_id=caller.id,
+        visibility=body.visibility,
+        pool=pool,
+        origin_kind=None if source is None else "snapshot" if isinstance(source, Snapshot) else "volume",
+        origin_id=None if source is None else source.id,
+        readers=0,
+        tid=_next_tid(session),
+        version=1,
+        created_at=moment,
+        updated_at=moment,
+    )
+    session.add(volume)
+    session.flush()
+    return volume
+
+
+def _next_tid(session: Session) -> int:
+    """The target's number: part of a SCSI designator, so it is never given twice."""
+    counted = update(Counter).where(Counter.name == "tid").values(value=Counter.value + 1).returning(Counter.value)
+    return session.scalars(counted.execution_options(synchronize_session=False)).one()
+
+
+# ---------------------------------------------------------------- change, delete
+
+
+def change(
+    session: Session, settings: Settings, caller: Caller, identifier: UUID, body: VolumeUpdate, version: int | None
+) -> Operation | None:
+    """Rename, publish, grow. Growing is an operation; the rest is done at once. `version`: If-Match, or None."""
+    volume = find(session, caller, identifier)
+    require_owner(caller, volume)
+    plain = {name: getattr(body, name) for name in ("name", "visibility") if name in body.model_fields_set}
+    if plain.get("visibility", "private") is None:
+        raise invalid("/visibility", "missing", "The visibility is private or public.")
+    _bump(session, volume, version, **plain)
+    if plain:
+        record(session, caller.actor, "volume.update", ("volume", volume.id), **plain)
+    if body.size is None or body.size == volume.size:
+        return None
+    return _grow(session, settings, caller, volume, body.size)
+
+
+def _bump(session: Session, volume: Volume, version: int | None, **values: object) -> None:
+    """Change the record if it still is the `version` the client saw (RFC 9110 §13.1.1)."""
+    unchanged = () if version is None else (Volume.version == version,)
+    statement = (
+        update(Volume)
+        .where(Volume.id == volume.id, Volume.state != "deleting", *unchanged)
+        .values(**values, version=Volume.version + 1, updated_at=now())
+        .execution_options(synchronize_session=False)
+    )
+    if session.execute(statement).rowcount == 0:  # type: ignore[attr-defined]
+        session.refresh(volume)
+        if volume.state == "deleting":
+            raise not_available(volume)
+        raise Problem(412, "precondition-failed", "The volume has changed since you read it; read it again.")
+
+
+def _grow(session: Session, settings: Settings, caller: Caller, volume: Volume, size: int) -> Operation:
+    if size < volume.size:
+        raise conflict("shrink-refused", f"The volume has {volume.size} bytes and can only grow: shrinking loses data.")
+    _check_maximum(settings, size)
+    planned = (
+        update(Volume)
+        .where(
+            Volume.id == volume.id,
+            Volume.state.in_(("available", "in-use")),
+            Volume.new_size.is_(None),
+            Volume.size < size,
+            Volume.readers == 0,
+        )
+        .values(new_size=size)
+        .execution_options(synchronize_session=False)
+    )
+    if session.execute(planned).rowcount == 0:  # type: ignore[attr-defined]
+        session.refresh(volume)
+        raise _busy(volume)
+    capacity.reserve(session, settings, volume.owner_id, volume.pool, size - volume.size, count=0)
+    record(session, caller.actor, "volume.grow", ("volume", volume.id), size=size, before=volume.size)
+    return operations.enqueue(session, "volume.grow", caller, volume.id, ("volume", volume.id), size=size)
+
+
+def _busy(volume: Volume) -> Problem:
+    if volume.readers:
+        return conflict("volume-busy", f"Volume {volume.id} is being copied; wait for that, or cancel it.")
+    if volume.new_size is not None:
+        return conflict("volume-busy", f"Volume {volume.id} is being grown; wait for that.")
+    if volume.held_mode is not None:
+        return conflict("volume-in-use", f"Volume {volume.id} is attached ({volume.held_mode}); detach it first.")
+    return not_available(volume)
+
+
+def request_delete(session: Session, caller: Caller, identifier: UUID, version: int | None) -> Operation:
+    volume = find(session, caller, identifier)
+    require_owner(caller, volume)
+    unused = [Volume.held_mode.is_(None), Volume.readers == 0, Volume.new_size.is_(None)]
+    unchanged = [] if version is None else [Volume.version == version]
+    if not transition(session, Volume, volume.id, "deleting", *unused, *unchanged):
+        session.refresh(volume)
+        if volume.state == "deleting":
+            return _open_operation(session, volume.id, "volume.delete")
+        if version is not None and volume.version != version:
+            raise Problem(412, "precondition-failed", "The volume has changed since you read it; read it again.")
+        raise _busy(volume)
+    record(session, caller.actor, "volume.delete", ("volume", volume.id), name=volume.name, size=volume.size)
+    return operations.enqueue(session, "volume.delete", caller, volume.id, ("volume", volume.id))
+
+
+def _open_operation(session: Session, resource: UUID, kind: str) -> Operation:
+    query = select(Operation).where(Operation.resource_id == resource, Operation.kind == kind)
+    return session.scalars(query.order_by(Operation.id.desc())).first() or _gone(resource)
+
+
+def _gone(resource: UUID) -> Operation:
+    raise not_found("volume", resource)
+
+
+def revert(session: Session, caller: Caller, identifier: UUID, snapshot_id: UUID) -> Operation:
+    """Put a snapshot's bytes in the place of a detached volume's."""
+    volume = find(session, caller, identifier)
+    require_owner(caller, volume)
+    snapshot = find_snapshot(session, caller, snapshot_id)
+    if snapshot.volume_id != volume.id:
+        raise conflict("snapshot-of-another", f"Snapshot {snapshot.id} is not one of volume {volume.id}.")
+    unused = (Volume.held_mode.is_(None), Volume.readers == 0, Volume.new_size.is_(None))
+    if not transition(session, Volume, volume.id, "reverting", *unused):
+        session.refresh(volume)
+        raise _busy(volume)
+    held = update(Snapshot).where(Snapshot.id == snapshot.id, Snapshot.state == "available")
+    counted = held.values(readers=Snapshot.readers + 1).execution_options(synchronize_session=False)
+    if session.execute(counted).rowcount == 0:  # type: ignore[attr-defined]
+        raise conflict("snapshot-not-available", f"Snapshot {snapshot.id} is {snapshot.state}; it must be available.")
+    record(session, caller.actor, "volume.revert", ("volume", volume.id), snapshot=str(snapshot.id))
+    return operations.enqueue(
+        session, "volume.revert", caller, volume.id, ("volume", volume.id), snapshot=str(snapshot.id)
+    )
+
+
+def reset_state(session: Session, caller: Caller, identifier: UUID) -> Operation:
+    caller.require_admin()
+    volume = find(session, caller, identifier)
+    record(session, caller.actor, "volume.reset-state", ("volume", volume.id), before=volume.state)
+    return operations.enqueue(session, "volume.reset", caller, volume.id, ("volume", volume.id))
+
+
+# ---------------------------------------------------------------- shares
+
+
+def shares(session: Session, caller: Caller, identifier: UUID) -> list[tuple[str, str]]:
+    """Group and mode of each share, by name."""
+    volume = find(session, caller, identifier)
+    require_owner(caller, volume)
+    rows = session.execute(
+        select(Group.name, Share.mode)
+        .join(Share, Share.group_id == Group.id)
+        .where(Share.volume_id == volume.id)
+        .order_by(Group.name)
+    )
+    return [(name, mode) for name, mode in rows]
+
+
+def share(session: Session, caller: Caller, identifier: UUID, body: ShareUpdate) -> None:
+    volume = find(session, caller, identifier)
+    require_owner(caller, volume)
+    group = accounts.find_group(session, caller, body.group)
+    session.merge(Share(volume_id=volume.id, group_id=group.id, mode=body.mode))
+    record(session, caller.actor, "volume.share", ("volume", volume.id), group=group.name, mode=body.mode)
+
+
+def unshare(session: Session, caller: Caller, identifier: UUID, group_name: str) -> None:
+    volume = find(session, caller, identifier)
+    require_owner(caller, volume)
+    group = session.scalar(select(Group).where(Group.name == group_name))
+    gone = delete(Share).where(Share.volume_id == volume.id, Share.group_id == (group.id if group else None))
+    if session.execute(gone).rowcount == 0:  # type: ignore[attr-defined]
+        raise not_found("share", f"of volume {volume.id} with group {group_name}")
+    record(session, caller.actor, "volume.unshare", ("volume", volume.id), group=group_name)

@@ -1,0 +1,189 @@
+"""The one hand that touches storage: claims operations and runs their steps, many volumes at once.
+
+    bus ──wakes──▶ a dispatcher per lane ──claims──▶ threads ──act, then commit──▶ bus ──wakes──▶ who waits
+
+Beside that: a beat that renews leases, the keeper of the target (`app.keeper`), and housekeeping (`app.housekeeping`).
+A notification that is lost costs a poll; a worker that is lost costs a lease.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import structlog
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from app import operations
+from app.models import Operation, WorkerBeat
+from app.notify import DONE, WORK, Bus
+from app.operations import Cancelled, Lost, finish, put_back
+from app.outside import Outside
+from app.states import now
+from app.steps import HANDLERS
+from app.steps.job import Again, Job, Settle, Vanished
+from blockdev.command import CommandError
+from iscsi.target import TargetError, TargetLimit, TargetUnavailable
+from pools import BackingMissing, PoolError, PoolFull, PoolUnusable, SizeMismatch
+
+log = structlog.get_logger()
+LANES = ("data", "export")
+#: Looks for work that nobody announced, seconds.
+POLL = 1.0
+#: What is worth trying again by itself, and how often, before a client is told.
+TRANSIENT = (OperationalError, IntegrityError, CommandError, TargetUnavailable, OSError)
+ATTEMPTS = 5
+
+CODES: tuple[tuple[type[Exception], str], ...] = (
+    (PoolFull, "pool-full"),
+    (PoolUnusable, "pool-unusable"),
+    (BackingMissing, "backing-missing"),
+    (SizeMismatch, "size-mismatch"),
+    (PoolError, "pool-failed"),
+    (TargetLimit, "target-limit"),
+    (TargetUnavailable, "target-unavailable"),
+    (TargetError, "target-failed"),
+    (Cancelled, "cancelled"),
+)
+
+
+def code_of(error: Exception) -> str:
+    return next((code for kind, code in CODES if isinstance(error, kind)), "internal-error")
+
+
+class Worker:
+    def __init__(self, outside: Outside, bus: Bus) -> None:
+        self.outside = outside
+        self._bus = bus
+        self._host = socket.gethostname()
+        self.name = f"{self._host}:{os.getpid()}:{time.time_ns():x}"[-64:]
+        self.stopping = threading.Event()
+        self.ready = threading.Event()
+        self._wake = {lane: threading.Event() for lane in LANES}
+
+    # ------------------------------------------------------------ threads
+
+    def start(self) -> list[threading.Thread]:
+        """Take over what an earlier worker of this host left, then begin to claim."""
+        taken = operations.take_over(self.outside.database, self._host)
+        if taken:
+            log.info("took over operations of an earlier worker", count=taken)
+        jobs = [("bus", self._listen), ("beat", self._beat)]
+        threads = [threading.Thread(target=run, name=name, daemon=True) for name, run in jobs]
+        threads += [threading.Thread(target=self._dispatch, args=(lane,), name=lane) for lane in LANES]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def _listen(self) -> None:
+        for _ in self._bus.listen(WORK, POLL, self.stopping):
+            for wake in self._wake.values():
+                wake.set()
+
+    def _beat(self) -> None:
+        """Lease and liveness, also as a file whose age the supervisor watches."""
+        settings = self.outside.settings
+        beat_file = settings.run_dir / "worker.beat"
+        while not self.stopping.wait(min(1.0, settings.worker.lease / 5)):
+            beat_file.touch()
+            try:
+                self.beat()
+            except OperationalError as error:
+                log.warning("beat missed", cause=str(error))
+
+    def beat(self) -> None:
+        operations.renew(self.outside.database, self.name, self.outside.settings.worker.lease)
+        with self.outside.database.write() as session:
+            session.merge(WorkerBeat(host=self._host, pid=os.getpid(), ready=self.ready.is_set(), beat_at=now()))
+
+    def _dispatch(self, lane: str) -> None:
+        width = self.outside.settings.worker.threads
+        free = threading.Semaphore(width)
+        with ThreadPoolExecutor(width, thread_name_prefix=lane) as pool:
+            while not self.stopping.is_set():
+                free.acquire()
+                self._wake[lane].clear()
+                operation = self._claim(lane)
+                if operation is None:
+                    free.release()
+                    self._wake[lane].wait(POLL)
+                    continue
+                pool.submit(self._run, operation).add_done_callback(lambda _: free.release())
+
+    def _claim(self, lane: str) -> Operation | None:
+        if not self.ready.wait(POLL):
+            return None
+        try:
+            return operations.claim(self.outside.database, self.name, lane, self.outside.settings.worker.lease)
+        except OperationalError as error:
+            log.warning("claim failed", cause=str(error))
+            return None
+
+    # ------------------------------------------------------------ one operation
+
+    def _run(self, operation: Operation) -> None:
+        """The edge of a thread: whatever happens is written to the operation, or to the log."""
+        try:
+            self.work(operation)
+        except Lost:
+            log.warning("operation lost to another worker", operation=str(operation.id))
+        except Exception:
+            log.exception("operation left for its lease to end", operation=str(operation.id), kind=operation.kind)
+        finally:
+            self._wake[operation.lane].set()
+
+    def work(self, operation: Operation) -> None:
+        """Act, and commit what became of it together with the operation's end."""
+        job = Job(operation, self.outside, self.stopping)
+        try:
+            settle = HANDLERS[operation.kind].run(job)
+            self._end(operation, "succeeded", settle)
+        except Again as again:
+            self._later(operation, again.delay, again.message)
+        except Vanished:
+            self._end(operation, "cancelled", lambda session: None, Vanished("there was nothing left to do"))
+        except Cancelled:
+            self._cancel(job)
+        except Lost:
+            raise
+        except Exception as error:
+            self._retry_or_fail(job, error)
+
+    def _end(self, operation: Operation, state: str, settle: Settle, error: Exception | None = None) -> None:
+        with self.outside.database.write() as session:
+            code = code_of(error) if error and state == "failed" else "cancelled" if error else None
+            finish(session, operation, state, code=code, detail=str(error) if error else None)
+            settle(session)
+        self._bus.announce(DONE, str(operation.id))
+
+    def _later(self, operation: Operation, delay: float, message: str) -> None:
+        with self.outside.database.write() as session:
+            put_back(session, operation, delay, message)
+        timer = threading.Timer(delay, self._wake[operation.lane].set)
+        timer.daemon = True
+        timer.start()
+
+    def _retry_or_fail(self, job: Job, error: Exception) -> None:
+        """A fence is never given up; other work is, when it cannot succeed or did not often enough."""
+        operation = job.operation
+        log.warning("operation failed", kind=operation.kind, operation=str(operation.id), attempt=operation.attempt,
+                    exc_info=error)  # fmt: skip
+        fence = operation.kind == "attachment.detach"
+        if fence or (isinstance(error, TRANSIENT) and operation.attempt < ATTEMPTS):
+            self._later(operation, min(0.1 * 2 ** min(operation.attempt, 10), 30.0), f"trying again: {error}")
+        else:
+            self._end(
+                operation, "failed", lambda session: HANDLERS[operation.kind].failed(session, operation, error), error
+            )
+
+    def _cancel(self, job: Job) -> None:
+        """What was made already goes first, then its record: a cancelled copy leaves nothing."""
+        operation, handler = job.operation, HANDLERS[job.operation.kind]
+        if handler.undo is not None:
+            with self.outside.lock(operation.subject_id, operation.lane):
+                handler.undo(job)
+        error = Cancelled("It was cancelled on request.")
+        self._end(operation, "cancelled", lambda session: handler.failed(session, operation, error), error)

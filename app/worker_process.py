@@ -1,0 +1,64 @@
+"""The worker as a process: `stratus-storage worker`. One a host, alone by a file lock."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import zlib
+
+import structlog
+
+from app import logs
+from app.config import Settings
+from app.housekeeping import Housekeeping
+from app.keeper import Keeper
+from app.keys import Signer
+from app.outside import Outside
+from app.service import Service
+from app.worker import Worker
+from blockdev.locks import FileLock
+from iscsi.tgt import TgtTarget
+from iscsi.tgt_daemon import TgtDaemon
+
+log = structlog.get_logger()
+
+
+def tgt_daemon(settings: Settings) -> TgtDaemon:
+    """The private tgtd of this home; its control number is the home's own, so that two homes never meet."""
+    control = 1 + zlib.crc32(str(settings.home.resolve()).encode()) % 30000
+    return TgtDaemon(settings.run_dir, settings.log_dir / "tgtd.log", control)
+
+
+def run(settings: Settings, *, keep_target: bool = False) -> None:
+    """Until SIGTERM or SIGINT. `keep_target` leaves the target serving, for the next worker to adopt."""
+    logs.configure(settings.log_dir / "worker.log")
+    service = Service(settings, connections=2 * settings.worker.threads + 8)
+    with FileLock(settings.run_dir / "worker.lock"):
+        _serve(service, keep_target)
+
+
+def _serve(service: Service, keep_target: bool) -> None:
+    settings = service.settings
+    daemon = tgt_daemon(settings)
+    target = TgtTarget(daemon.ipc, settings.iscsi.iqn_prefix)
+    outside = Outside(settings, service.database, service.keys, target)
+    worker = Worker(outside, service.bus)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: worker.stopping.set())
+    chores = Housekeeping(
+        outside, Signer.load_or_create(settings.key_dir / "events.key"), worker.ready, worker.stopping
+    )
+    chores.watch_pools()
+    keeper = Keeper(daemon, outside, worker.ready, worker.stopping)
+    others = [threading.Thread(target=keeper.run, name="keeper"), threading.Thread(target=chores.run, name="chores")]
+    threads = [*worker.start(), *others]
+    for thread in others:
+        thread.start()
+    log.info("worker started", worker=worker.name)
+    worker.stopping.wait()
+    for thread in threads:
+        thread.join()
+    chores.close()
+    if not keep_target:
+        daemon.stop()
+    log.info("worker stopped", target_kept=keep_target)

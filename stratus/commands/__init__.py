@@ -1,0 +1,1 @@
+"""A file for each command; its `main` is the entry point."""

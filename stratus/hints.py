@@ -1,0 +1,55 @@
+"""What a user can do about a problem, by its code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+SIGN_IN = "sign in with --token-file FILE (STRATUS_TOKEN_FILE), or with --username and --password-file"
+_NEW_TOKEN = f"get a new token, then {SIGN_IN}"
+_SHOW = "stratus-describe-volumes ID"
+_DETACH = "detach it first: stratus-detach-volume ID"
+_WAIT = "wait for it; stratus-describe-operations shows what is going on"
+_SPACE = "delete what is no longer needed, choose another --pool, or ask an admin to make room"
+_TRY_AGAIN = "the storage service is restarting or has trouble; try again, and tell an admin if it stays so"
+
+HINTS: Mapping[str, str] = {
+    "not-signed-in": SIGN_IN,
+    "token-invalid": f"is it the token of this service? If not, {SIGN_IN}",
+    "token-expired": _NEW_TOKEN,
+    "token-revoked": _NEW_TOKEN,
+    "password-invalid": "check --username and --password-file, or use a token: --token-file FILE",
+    "not-owner": "ask the owner, or an admin",
+    "volume-not-found": "list those you may see with: stratus-describe-volumes",
+    "snapshot-not-found": "list those you may see with: stratus-describe-snapshots",
+    "attachment-not-found": "list those you may see with: stratus-describe-attachments",
+    "volume-in-use": f"see who holds it with: {_SHOW}; {_DETACH}",
+    "volume-busy": _WAIT,
+    "volume-not-available": f"see its state with: {_SHOW}",
+    "volume-has-attachments": _DETACH,
+    "volume-has-snapshots": "delete them first: stratus-describe-snapshots --volume ID; stratus-delete-snapshot ID",
+    "volume-has-clones": "delete the volumes that were made from it first",
+    "shrink-refused": "to have a smaller volume, create one and copy the files",
+    "size-too-small": "leave out -s to have the size of the source",
+    "pool-mismatch": "leave out --pool",
+    "snapshot-needs-detach": _DETACH,
+    "clone-needs-detach": _DETACH,
+    "snapshot-busy": _WAIT,
+    "snapshot-not-available": "see its state with: stratus-describe-snapshots ID",
+    "snapshot-of-another": "list the volume's own with: stratus-describe-snapshots --volume ID",
+    "quota-exceeded": "delete volumes or snapshots you no longer need, or ask an admin for a larger quota",
+    "pool-full": _SPACE,
+    "pool-low-space": _SPACE,
+    "pool-overcommitted": _SPACE,
+    "pool-unusable": "choose another --pool, or tell an admin",
+    "direct-attach-disabled": "this site lets only its nodes attach volumes; ask an admin about direct attachments",
+    "initiator-of-a-node": "use the initiator name of your own machine: /etc/iscsi/initiatorname.iscsi",
+    "initiator-attached": "read the connection again with: stratus-describe-attachments ID --connection",
+    "read-only-access": "attach it with --mode ro, or ask the owner to share it with --mode rw",
+    "mutual-chap-taken": "leave out --mutual-chap",
+    "attached-by-node": "what a node attached, that node detaches, or an admin with --force",
+    "attached-by-another": "ask who attached it, or an admin",
+    "force-required": "give --force if you are sure that the machine no longer needs it",
+    "attachment-ended": "attach the volume again: stratus-attach-volume",
+    "precondition-failed": "it was changed meanwhile: look at it and try again",
+    "target-unavailable": _TRY_AGAIN,
+}

@@ -1,0 +1,206 @@
+"""A stand-in for the service: a real HTTP server that answers as it was told and keeps what it was asked."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+VOLUME = "11111111-1111-4111-8111-111111111111"
+OTHER = "22222222-2222-4222-8222-222222222222"
+SNAPSHOT = "33333333-3333-4333-8333-333333333333"
+ATTACHMENT = "44444444-4444-4444-8444-444444444444"
+OPERATION = "55555555-5555-4555-8555-555555555555"
+INITIATOR = "iqn.2004-10.org.example:host7"
+PASSWORD = "s3cret-chap-pass"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer: its JSON (or raw text), headers, seconds to think; `drop` closes the connection instead."""
+
+    status: int = 200
+    document: Any = None
+    headers: dict[str, str] = field(default_factory=dict)
+    after: float = 0
+    drop: bool = False
+
+
+@dataclass(frozen=True)
+class Request:
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: dict[str, str]
+    body: Any
+
+
+class StandIn(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.scheme = "http"
+        self.requests: list[Request] = []
+        self._replies: dict[tuple[str, str], list[Reply]] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://127.0.0.1:{self.server_address[1]}"
+
+    def on(self, method: str, path: str, *replies: Reply) -> None:
+        """Answer such requests with `replies` in turn, and with the last one from then on."""
+        self._replies[method, path] = list(replies)
+
+    def reply(self, request: Request) -> Reply:
+        with self._lock:
+            self.requests.append(request)
+            replies = self._replies.get((request.method, request.path))
+            if not replies:
+                return problem(404, "not-found", "there is no such thing")
+            return replies.pop(0) if len(replies) > 1 else replies[0]
+
+    def asked(self, method: str, path: str) -> list[Request]:
+        return [each for each in self.requests if (each.method, each.path) == (method, path)]
+
+    def use_tls(self, certificate: Path) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        self.socket = context.wrap_socket(self.socket, server_side=True)
+        self.scheme = "https"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hangs up is part of what is tested."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: StandIn
+    protocol_version = "HTTP/1.1"
+
+    def _serve(self) -> None:
+        raw = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = urlsplit(self.path)
+        query = dict(parse_qsl(parts.query))
+        body = json.loads(raw) if raw else None
+        reply = self.server.reply(Request(self.command, parts.path, query, dict(self.headers), body))
+        time.sleep(reply.after)
+        if reply.drop:
+            self.close_connection = True
+            return
+        document = reply.document
+        content = document if isinstance(document, str) else "" if document is None else json.dumps(document)
+        self.send_response(reply.status)
+        for name, value in {**reply.headers, "Content-Length": str(len(content.encode()))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content.encode())
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _serve
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keep the test's output to itself."""
+
+
+@contextmanager
+def stand_in(certificate: Path | None = None) -> Iterator[StandIn]:
+    with StandIn() as server:
+        if certificate is not None:
+            server.use_tls(certificate)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def problem(status: int, code: str, detail: str = "it cannot be", **more: Any) -> Reply:
+    """A refusal; a 503 may be repeated at once, so that tests need not wait for it."""
+    document = {"type": "about:blank", "title": "Refused", "status": status, "code": code, "detail": detail, **more}
+    return Reply(status, {**document, "instance": "/"}, {"Content-Type": "application/problem+json"})
+
+
+def volume(**more: Any) -> dict[str, Any]:
+    return {
+        "id": VOLUME,
+        "name": "results",
+        "size": 10 << 30,
+        "state": "available",
+        "error": None,
+        "owner": "alice",
+        "visibility": "private",
+        "pool": "default",
+        "origin": None,
+        "serial": "abc",
+        "created_at": "2026-01-02T03:04:05Z",
+        "updated_at": "2026-01-02T03:04:05Z",
+        "attachments": [],
+        **more,
+    }
+
+
+def snapshot(**more: Any) -> dict[str, Any]:
+    kept = {key: volume()[key] for key in ("size", "state", "error", "owner", "pool", "created_at")}
+    return {"id": SNAPSHOT, "name": "before", "volume_id": VOLUME, **kept, **more}
+
+
+def attachment(**more: Any) -> dict[str, Any]:
+    return {
+        "id": ATTACHMENT,
+        "volume_id": VOLUME,
+        "instance_id": "direct",
+        "node": "host7",
+        "initiator": INITIATOR,
+        "mode": "rw",
+        "state": "attached",
+        "direct": True,
+        "error": None,
+        "created_at": "2026-01-02T03:04:05Z",
+        **more,
+    }
+
+
+def connection() -> dict[str, Any]:
+    auth = {"username": "u-1", "password": PASSWORD, "mutual_username": None, "mutual_password": None}
+    return {"driver": "iscsi", "portal": "127.0.0.1:3260", "target": "iqn.2026-01.test:v", "lun": 1, "auth": auth}
+
+
+def operation(state: str = "running", progress: int = 0, **more: Any) -> dict[str, Any]:
+    return {
+        "id": OPERATION,
+        "kind": "create-volume",
+        "state": state,
+        "progress": progress,
+        "message": None,
+        "error": None,
+        "resource": {"kind": "volume", "id": VOLUME},
+        "created_at": "2026-01-02T03:04:05Z",
+        **more,
+    }
+
+
+def accepted(**more: Any) -> Reply:
+    return Reply(202, operation(**more), {"Location": f"/v1/operations/{OPERATION}", "Retry-After": "1"})
+
+
+def plan(*conflicts: tuple[str, str]) -> dict[str, Any]:
+    listed = [{"code": code, "detail": detail} for code, detail in conflicts]
+    steps = ["reserve 10 GiB", "create the file"]
+    return {
+        "dry_run": True,
+        "allowed": not conflicts,
+        "steps": steps,
+        "conflicts": listed,
+        "quota": None,
+        "space": None,
+    }

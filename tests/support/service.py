@@ -1,0 +1,212 @@
+"""A whole service for a test: `stratus-storage serve` with everything it runs, on loopback and ports of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import requests
+
+BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Any, timeout: float = 20.0, what: str = "it") -> Any:
+    """The first true value of `condition()`; AssertionError after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"{what} did not come within {timeout} s"
+        time.sleep(0.02)
+
+
+class Api(requests.Session):
+    """Requests to the service with one token."""
+
+    def __init__(self, base: str, token: str | None) -> None:
+        super().__init__()
+        self.base = base
+        self.trust_env = False
+        if token:
+            self.headers["Authorization"] = f"Bearer {token}"
+
+    def request(self, method: Any, url: Any, *args: Any, **kwargs: Any) -> requests.Response:
+        kwargs.setdefault("timeout", 60)
+        return super().request(method, self.base + str(url), *args, **kwargs)
+
+    def make_volume(self, size: int = 64 << 20, **body: Any) -> dict[str, Any]:
+        answer = self.post("/v1/volumes", json={"size": size, **body})
+        assert answer.status_code == 201, answer.text
+        return answer.json()  # type: ignore[no-any-return]
+
+    def attach(self, volume: str, initiator: str, mode: str = "rw", **body: Any) -> dict[str, Any]:
+        wanted = {"instance_id": "test", "node": "test", "initiator": initiator, "mode": mode, **body}
+        answer = self.post(f"/v1/volumes/{volume}/attachments", json=wanted)
+        assert answer.status_code == 201, answer.text
+        return answer.json()  # type: ignore[no-any-return]
+
+    def detach(self, attachment: str, **params: Any) -> None:
+        answer = self.delete(f"/v1/attachments/{attachment}", params=params, headers={"Prefer": "wait=30"})
+        assert answer.status_code == 204, answer.text
+
+
+class RunningService:
+    """`environment`: STRATUS_… settings; `arguments`: further options of serve. Ports are chosen once and kept."""
+
+    def __init__(self, home: Path, environment: dict[str, str] | None = None, arguments: tuple[str, ...] = ()) -> None:
+        self.home = home
+        self.port, self.portal_port = free_port(), free_port()
+        self.portal = f"127.0.0.1:{self.portal_port}"
+        self.base = f"http://127.0.0.1:{self.port}"
+        self.environment = {
+            "STRATUS_ATTACHMENTS__DIRECT": "true",
+            "STRATUS_WORKER__LEASE": "3",
+            "STRATUS_SERVER__PROCESSES": "2",
+            **(environment or {}),
+        }
+        self.arguments = arguments
+        self.process: subprocess.Popen[bytes] | None = None
+
+    # ------------------------------------------------------------ life
+
+    def start(self, *, ready: bool = True) -> RunningService:
+        argv = [str(BIN / "stratus-storage"), "serve", "--home", str(self.home)]
+        argv += ["--listen", f"127.0.0.1:{self.port}", "--portal", self.portal, *self.arguments]
+        self.home.parent.mkdir(parents=True, exist_ok=True)
+        with (self.home.parent / f"{self.home.name}.out").open("ab") as out:
+            self.process = subprocess.Popen(argv, env={**os.environ, **self.environment}, stdout=out, stderr=out)
+        if ready:
+            wait_until(self.is_ready, 30, f"the service in {self.home}")
+        return self
+
+    def is_ready(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, f"serve ended with {self.process.returncode}: {self.output()}"
+        try:
+            return requests.get(self.base + "/readyz", timeout=5).status_code == 200
+        except requests.ConnectionError:
+            return False
+
+    def output(self) -> str:
+        return (self.home.parent / f"{self.home.name}.out").read_text()
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit code."""
+        assert self.process is not None
+        self.process.terminate()
+        return self.process.wait(40)
+
+    def restart(self) -> RunningService:
+        assert self.stop() == 0
+        return self.start()
+
+    def pids(self, word: str = "") -> list[int]:
+        """Living processes of this home (zombies are dead) whose command line contains `word`."""
+        return [pid for pid, line in _command_lines() if _is_ours(pid, line, self.home) and word in line]
+
+    def worker_pid(self) -> int:
+        return wait_until(lambda: next(iter(self.pids("app.cli worker")), None), what="the worker")  # type: ignore[no-any-return]
+
+    def tgtd_pid(self) -> int:
+        return wait_until(lambda: next(iter(self.pids("tgtd -f")), None), what="tgtd")  # type: ignore[no-any-return]
+
+    def kill(self, pid: int, number: int = signal.SIGKILL) -> None:
+        os.kill(pid, number)
+
+    def kill_everything(self) -> None:
+        """A power cut as far as processes go: supervisor first, so that nothing is started again."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+        for _ in range(50):
+            left = self.pids()
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+            if not left:
+                return
+            time.sleep(0.02)
+
+    # ------------------------------------------------------------ clients
+
+    @property
+    def admin_token(self) -> str:
+        return (self.home / "admin.token").read_text().strip()
+
+    @property
+    def admin(self) -> Api:
+        return Api(self.base, self.admin_token)
+
+    def user(self, name: str) -> Api:
+        """A new user with a token."""
+        assert self.admin.post("/v1/users", json={"name": name}).status_code == 201
+        return self._with_token(name)
+
+    def node(self, name: str, initiator: str) -> Api:
+        """A new node with a token."""
+        answer = self.admin.post("/v1/nodes", json={"name": name, "initiator": initiator})
+        assert answer.status_code == 201, answer.text
+        return self._with_token(name)
+
+    def _with_token(self, name: str) -> Api:
+        return Api(self.base, self.admin.post("/v1/tokens", json={"user": name}).json()["token"])
+
+    def command(self, *argv: str, token: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """A stratus-… command as a user runs it; stratus-storage gets this home."""
+        environment = {**os.environ, **self.environment, "STRATUS_ENDPOINT": self.base, "STRATUS_HOME": str(self.home)}
+        environment["STRATUS_TOKEN"] = token or self.admin_token
+        done = subprocess.run(
+            [str(BIN / argv[0]), *argv[1:]], env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert not check or done.returncode == 0, f"{argv}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+
+def _command_lines() -> Iterator[tuple[int, str]]:
+    for directory in Path("/proc").iterdir():
+        if directory.name.isdigit():
+            try:
+                state = (directory / "stat").read_text().rpartition(")")[2].split()[0]
+                line = (directory / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if state != "Z":
+                yield int(directory.name), line
+
+
+def _is_ours(pid: int, line: str, home: Path) -> bool:
+    """By its command line, its environment or its directory: tgtd's options do not name the home."""
+    if str(home) in line:
+        return True
+    try:
+        if os.readlink(f"/proc/{pid}/cwd").startswith(f"{home}/"):
+            return True
+        return f"STRATUS_EFFECTIVE={home}/".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return False
+
+
+@contextmanager
+def running(home: Path, environment: dict[str, str] | None = None, arguments: tuple[str, ...] = ()) -> Iterator[RunningService]:
+    """A started service that leaves nothing behind, whatever the test did to it."""
+    service = RunningService(home, environment, arguments)
+    try:
+        yield service.start()
+    finally:
+        if service.process is not None and service.process.poll() is None:
+            service.stop()
+        service.kill_everything()
