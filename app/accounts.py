@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session, joinedload
 from app import capacity
 from app.auth import Caller
 from app.config import Settings
+from app.db import change
 from app.errors import Problem, conflict, invalid, not_found
 from app.events import Actor, record
 from app.ids import new_id
@@ -181,7 +182,7 @@ def add_token(session: Session, caller: Caller, body: TokenCreate) -> tuple[Toke
 def revoke_token(session: Session, caller: Caller, identifier: UUID) -> None:
     mine = () if caller.is_admin else (Token.user_id == caller.id,)
     revoked = update(Token).where(Token.id == identifier, *mine, Token.revoked_at.is_(None)).values(revoked_at=now())
-    if session.execute(revoked).rowcount == 0:  # type: ignore[attr-defined]
+    if change(session, revoked) == 0:
         raise not_found("token", identifier)
     record(session, caller.actor, "token.revoke", ("token", identifier))
 
@@ -231,7 +232,7 @@ def set_members(session: Session, caller: Caller, name: str, body: GroupUpdate) 
     unknown = sorted(wanted - {user.name for user in users})
     if unknown:
         raise Problem(404, "user-not-found", f"There is no user {', '.join(unknown)}.")
-    session.execute(delete(GroupMember).where(GroupMember.group_id == group.id))
+    change(session, delete(GroupMember).where(GroupMember.group_id == group.id))
     session.add_all(GroupMember(group_id=group.id, user_id=user.id) for user in users)
     session.flush()
     record(session, caller.actor, "group.update", ("group", group.id), members=sorted(wanted))

@@ -11,8 +11,9 @@ from sqlalchemy.orm import Session, joinedload
 from app import operations, volumes
 from app.auth import Caller, may_write
 from app.config import Settings
+from app.db import change
 from app.errors import conflict, forbidden, invalid, not_found
-from app.events import Actor, record
+from app.events import SYSTEM, record
 from app.ids import new_id
 from app.keys import ChapSecrets, KeyRing, new_chap_secret
 from app.models import Attachment, Connection, Operation, Pool, User, Volume
@@ -190,8 +191,8 @@ def detach(session: Session, caller: Caller, identifier: UUID, *, force: bool) -
     _may_detach(session, caller, attachment, force)
     if attachment.state == "detached":
         return None
-    pending = revoke(session, attachment, caller.actor, "force" if force else "asked")
-    return pending if pending is not None else _pending_fence(session, attachment, caller)
+    # When somebody was first, this caller's own operation ends with theirs.
+    return revoke(session, attachment, "force" if force else "asked", caller) or _fence(session, attachment, caller)
 
 
 def _may_detach(session: Session, caller: Caller, attachment: Attachment, force: bool) -> None:
@@ -204,38 +205,24 @@ def _may_detach(session: Session, caller: Caller, attachment: Attachment, force:
         raise conflict(code, f"{who} attached this volume: only they detach it, or an admin with force.")
 
 
-def revoke(
-    session: Session, attachment: Attachment, actor: Actor, reason: str, caller: Caller | None = None
-) -> Operation | None:
+def revoke(session: Session, attachment: Attachment, reason: str, caller: Caller | None = None) -> Operation | None:
     """attaching|attached|error → detaching, secret gone, fence queued; None when somebody was first."""
     if not transition(session, Attachment, attachment.id, "detaching"):
         return None
-    session.execute(delete(Connection).where(Connection.attachment_id == attachment.id))
-    session.execute(
-        update(Volume).where(Volume.id == attachment.volume_id).values(version=Volume.version + 1, updated_at=now())
-        .execution_options(synchronize_session=False)
-    )  # fmt: skip
-    record(
-        session,
-        actor,
-        "attachment.detach",
-        ("attachment", attachment.id),
-        volume=str(attachment.volume_id),
-        reason=reason,
-    )
-    return operations.enqueue(
-        session, "attachment.detach", caller, attachment.volume_id, ("attachment", attachment.id), reason=reason
-    )
+    change(session, delete(Connection).where(Connection.attachment_id == attachment.id))
+    touch(session, attachment)
+    actor = caller.actor if caller else SYSTEM
+    volume = str(attachment.volume_id)
+    record(session, actor, "attachment.detach", ("attachment", attachment.id), volume=volume, reason=reason)
+    return _fence(session, attachment, caller)
 
 
-def _pending_fence(session: Session, attachment: Attachment, caller: Caller) -> Operation:
-    """The fence that is under way; if there is none (an admin cancelled it by hand), another."""
-    query = select(Operation).where(
-        Operation.resource_id == attachment.id,
-        Operation.kind == "attachment.detach",
-        Operation.state.in_(operations.OPEN),
-    )
-    found = session.scalars(query.order_by(Operation.id.desc())).first()
-    return found or operations.enqueue(
-        session, "attachment.detach", caller, attachment.volume_id, ("attachment", attachment.id), reason="again"
-    )
+def _fence(session: Session, attachment: Attachment, caller: Caller | None) -> Operation:
+    resource = ("attachment", attachment.id)
+    return operations.enqueue(session, "attachment.detach", caller, attachment.volume_id, resource)
+
+
+def touch(session: Session, attachment: Attachment) -> None:
+    """The volume's record shows its attachments: a change of one is a change of the other."""
+    values = {"version": Volume.version + 1, "updated_at": now()}
+    change(session, update(Volume).where(Volume.id == attachment.volume_id).values(**values))

@@ -11,6 +11,7 @@ from sqlalchemy import func, update
 from sqlalchemy.orm import Session
 
 from app.config import Settings
+from app.db import change
 from app.errors import Problem, conflict
 from app.models import Pool, User
 from blockdev.units import format_size
@@ -25,9 +26,9 @@ def reserve(session: Session, settings: Settings, owner_id: UUID, pool: str, siz
 def release(session: Session, owner_id: UUID, pool: str, size: int, count: int = 1) -> None:
     """Give back what `reserve` took."""
     used = {"used_size": User.used_size - size, "used_count": User.used_count - count}
-    session.execute(update(User).where(User.id == owner_id).values(**used).execution_options(synchronize_session=False))
+    change(session, update(User).where(User.id == owner_id).values(**used))
     promised = update(Pool).where(Pool.name == pool).values(promised=Pool.promised - size)
-    session.execute(promised.execution_options(synchronize_session=False))
+    change(session, promised)
 
 
 def limits(settings: Settings, user: User) -> tuple[int, int]:
@@ -46,9 +47,8 @@ def _charge_owner(session: Session, settings: Settings, owner_id: UUID, size: in
         update(User)
         .where(User.id == owner_id, *fits)
         .values(used_size=User.used_size + size, used_count=User.used_count + count)
-        .execution_options(synchronize_session=False)
     )
-    if session.execute(charge).rowcount == 1:  # type: ignore[attr-defined]
+    if change(session, charge) == 1:
         return
     owner = session.get_one(User, owner_id, populate_existing=True)
     allowed_size, allowed_count = limits(settings, owner)
@@ -69,9 +69,8 @@ def _charge_pool(session: Session, name: str, size: int) -> None:
             Pool.promised + size <= Pool.size * Pool.overcommit_ratio,
         )
         .values(promised=Pool.promised + size)
-        .execution_options(synchronize_session=False)
     )
-    if session.execute(charge).rowcount == 0:  # type: ignore[attr-defined]
+    if change(session, charge) == 0:
         raise _refusal(session.get_one(Pool, name, populate_existing=True), size)
 
 
@@ -81,8 +80,8 @@ def _refusal(pool: Pool, size: int) -> Problem:
     if pool.free < pool.low_space:
         return conflict(
             "pool-low-space",
-            f"The pool {pool.name} has {format_size(pool.free)} free, less than the {format_size(pool.low_space)} it keeps "
-            "for the volumes it holds. Ask an admin for room.",
+            f"The pool {pool.name} has {format_size(pool.free)} free, less than the {format_size(pool.low_space)} "
+            "it keeps for the volumes it holds. Ask an admin for room.",
         )
     return conflict(
         "pool-overcommitted",

@@ -1,4 +1,4 @@
-"""Configuration: defaults < TOML file < environment (`STRATUS_SECTION__KEY`) < flags; an unknown key stops the start."""
+"""Configuration: defaults < TOML file < environment (`STRATUS_SECTION__KEY`) < flags. An unknown key is an error."""
 
 from __future__ import annotations
 
@@ -55,23 +55,27 @@ class Server(Section):
     """The HTTP side."""
 
     listen: Portal = "127.0.0.1:8080"
-    processes: int = Field(2, ge=1, le=64, description="gunicorn worker processes")
-    threads: int = Field(16, ge=2, le=256, description="threads in each; a waiting request occupies one")
-    wait: float = Field(10.0, ge=0, le=30, description="seconds a mutation waits for its operation before 202")
+    processes: int = Field(default=2, ge=1, le=64, description="gunicorn worker processes")
+    threads: int = Field(default=16, ge=2, le=256, description="threads in each; a waiting request occupies one")
+    wait: float = Field(default=10.0, ge=0, le=30, description="seconds a mutation waits for its operation before 202")
     tls_cert: Path | None = None
     tls_key: Path | None = None
-    behind_proxy: bool = Field(False, description="a proxy on this host terminates TLS and sets X-Forwarded-For")
+    behind_proxy: bool = Field(
+        default=False, description="a proxy on this host terminates TLS and sets X-Forwarded-For"
+    )
 
 
 class Database(Section):
-    url: str | None = Field(None, description="SQLAlchemy URL; SQLite under the home directory when left out")
+    url: str | None = Field(default=None, description="SQLAlchemy URL; SQLite under the home directory when left out")
 
 
 class Pool(Section):
     driver: Literal["directory"] = "directory"
     path: Path
-    overcommit_ratio: float = Field(4.0, gt=0, description="sum of sizes allowed, as a multiple of the pool's size")
-    low_space_percent: float = Field(5.0, ge=0, le=90, description="free space below which new work is refused")
+    overcommit_ratio: float = Field(
+        default=4.0, gt=0, description="sum of sizes allowed, as a multiple of the pool's own"
+    )
+    low_space_percent: float = Field(default=5.0, ge=0, le=90, description="free space below which new work is refused")
 
 
 class Iscsi(Section):
@@ -80,29 +84,37 @@ class Iscsi(Section):
 
 
 class Volumes(Section):
-    max_size: Bytes = Field(64 << 40, description="largest volume, bytes")
+    max_size: Bytes = Field(default=64 << 40, description="largest volume, bytes")
 
 
 class Attachments(Section):
-    direct: bool = Field(False, description="owners may attach to an initiator of their own")
-    direct_portal: Portal | None = Field(None, description="a portal of its own for direct attachments")
-    direct_networks: list[Cidr] = Field([], description="where direct initiators must come from; empty: anywhere")
-    max_sessions: int = Field(1, ge=1, le=16, description="sessions one connection should have (paths of multipath)")
+    direct: bool = Field(default=False, description="owners may attach to an initiator of their own")
+    direct_portal: Portal | None = Field(default=None, description="a portal of its own for direct attachments")
+    direct_networks: list[Cidr] = Field(
+        default=[], description="where direct initiators must come from; empty: anywhere"
+    )
+    max_sessions: int = Field(
+        default=1, ge=1, le=16, description="sessions one connection should have (paths of multipath)"
+    )
 
 
 class Quota(Section):
     """What an owner may have who has no quota of their own."""
 
     size: Bytes = 10 << 40
-    count: int = Field(1000, ge=0)
+    count: int = Field(default=1000, ge=0)
 
 
 class Worker(Section):
-    threads: int = Field(8, ge=1, le=64, description="data operations at once; as many again for attach and detach")
-    lease: float = Field(15.0, ge=1, description="seconds after which a silent worker's operations are taken over")
-    reconcile_interval: float = Field(60.0, ge=1)
-    pool_interval: float = Field(10.0, ge=0.2)
-    head_interval: float = Field(60.0, ge=0.2, description="seconds between signed heads of the event chain")
+    threads: int = Field(
+        default=8, ge=1, le=64, description="data operations at once; as many again for attach and detach"
+    )
+    lease: float = Field(
+        default=15.0, ge=1, description="seconds after which a silent worker's operations are taken over"
+    )
+    reconcile_interval: float = Field(default=60.0, ge=1)
+    pool_interval: float = Field(default=10.0, ge=0.2)
+    head_interval: float = Field(default=60.0, ge=0.2, description="seconds between signed heads of the event chain")
 
 
 class Settings(Section):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import CursorResult, Delete, Engine, Update, create_engine, event
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.orm import Session
 
@@ -43,6 +43,16 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def change(session: Session, statement: Update | Delete) -> int:
+    """How many rows a conditional UPDATE or DELETE changed: 0 means that its condition did not hold.
+
+    Objects the session has loaded are not touched; `session.refresh` what you go on reading.
+    """
+    done = session.execute(statement.execution_options(synchronize_session=False))
+    assert isinstance(done, CursorResult)
+    return done.rowcount
 
 
 def _engine(url: str, connections: int) -> Engine:

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from app import events
 from app.config import Pool as PoolSettings
+from app.db import change
 from app.events import SYSTEM, record
 from app.keys import Signer
 from app.models import IdempotencyKey, Pool
@@ -88,7 +89,7 @@ class Housekeeping:
 
     def forget_answers(self) -> None:
         with self._outside.database.write() as session:
-            session.execute(delete(IdempotencyKey).where(IdempotencyKey.created_at < now() - KEEP_ANSWERS))
+            change(session, delete(IdempotencyKey).where(IdempotencyKey.created_at < now() - KEEP_ANSWERS))
 
     # ------------------------------------------------------------ pools
 
@@ -164,7 +165,7 @@ def _alarm(row: Pool) -> str | None:
     unwritten = max(row.promised - row.allocated, 0)
     if unwritten > row.free:
         return (
-            f"guests may still write {format_size(unwritten)} into what they were promised, and {format_size(row.free)} "
-            "are free: they may meet a full pool"
+            f"guests may still write {format_size(unwritten)} into what they were promised, and "
+            f"{format_size(row.free)} are free: they may meet a full pool"
         )
     return None

@@ -1,6 +1,6 @@
 """The target's keeper: a private tgtd that is adopted or started, rebuilt, then opened, and watched until it dies.
 
-    adopt a living one, or start one with no portal open  →  rebuild every export  →  open the portals  →  wait for its end
+    adopt a living one, or start one with no portal open → rebuild every export → open the portals → wait for its end
 
 The portals open last: an initiator that reconnects finds its volume or nothing, never an error.
 """

@@ -12,7 +12,7 @@ def configure(path: Path) -> None:
     """Everything this process logs, the libraries' lines included, is appended to `path` (rotate it by renaming)."""
     from logging.handlers import WatchedFileHandler
 
-    shared = [
+    shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

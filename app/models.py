@@ -257,7 +257,7 @@ class Attachment(Base):
 
 
 class Connection(Base):
-    """How an attachment is reached. `secret` is AES-GCM under key `key_id` with the attachment's id as associated data."""
+    """How an attachment is reached. `secret` is AES-GCM under key `key_id`, the attachment's id as associated data."""
 
     __tablename__ = "connections"
     id: Mapped[UUID] = mapped_column(primary_key=True)

@@ -26,7 +26,7 @@ DONE = "stratus_done"
 
 
 class Bus(Protocol):
-    """`announce` is called after the commit. `listen` yields texts; None once it is listening and each `idle` seconds."""
+    """`announce` is called after the commit. `listen` yields texts; None once it listens and each `idle` seconds."""
 
     def announce(self, channel: str, text: str = "") -> None: ...
     def listen(self, channel: str, idle: float, stop: threading.Event) -> Iterator[str | None]: ...

@@ -9,7 +9,6 @@ lease (stopped, swapped out, cut off) changes nothing when it comes back.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -19,7 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
 from app.auth import Caller
-from app.db import Database
+from app.db import Database, change
 from app.errors import Problem, conflict, not_found
 from app.events import Actor, record
 from app.ids import new_id
@@ -32,12 +31,16 @@ FINAL = ("succeeded", "failed", "cancelled")
 
 @dataclass(frozen=True)
 class Kind:
-    """`lane`: fencing never waits behind data work. `steps` is what a dry run tells."""
+    """`lane`: fencing never waits behind data work. `steps` is what a dry run tells.
+
+    `ends_it`: it takes its resource away, so that finding it gone already is success.
+    """
 
     name: str
     lane: str
     steps: tuple[str, ...]
     cancellable: bool = False
+    ends_it: bool = False
 
 
 KINDS = {
@@ -49,16 +52,21 @@ KINDS = {
         ),
         Kind("volume.grow", "data", ("extend the backing", "drain, resize and re-admit the export if attached")),
         Kind("volume.revert", "data", ("copy the snapshot's bytes", "put them in the volume's place"), True),
-        Kind("volume.delete", "data", ("remove the backing", "delete the record and give the quota back")),
+        Kind(
+            "volume.delete", "data", ("remove the backing", "delete the record and give the quota back"), ends_it=True
+        ),
         Kind("volume.reset", "data", ("look at the backing and the export", "derive the state")),
         Kind("snapshot.create", "data", ("copy the volume's bytes (reflink where the pool can)",), True),
-        Kind("snapshot.delete", "data", ("remove the backing", "delete the record and give the quota back")),
+        Kind(
+            "snapshot.delete", "data", ("remove the backing", "delete the record and give the quota back"), ends_it=True
+        ),
         Kind("site.reconcile", "export", ("compare every layer with the database", "converge each volume")),
         Kind("attachment.attach", "export", ("make target and LUN", "bind the account", "admit the initiator")),
         Kind(
             "attachment.detach",
             "export",
             ("revoke initiator and account", "end its sessions and wait until none is left", "remove LUN and target"),
+            ends_it=True,
         ),
     )
 }
@@ -116,7 +124,7 @@ def cancel(session: Session, caller: Caller, identifier: UUID) -> Operation:
         raise conflict("not-cancellable", f"An operation {operation.kind} cannot be cancelled; it will end by itself.")
     asked = update(Operation).where(Operation.id == identifier, Operation.state.in_(OPEN))
     # A queued one is cancelled by the worker too: it knows what the resource needs undone.
-    session.execute(asked.values(cancel_requested=True))
+    change(session, asked.values(cancel_requested=True))
     record(
         session,
         caller.actor,
@@ -188,8 +196,7 @@ def _take(session: Session, worker: str, lane: str, lease: float) -> Operation |
 def guarded(session: Session, operation: Operation, **values: Any) -> None:
     """Change the operation if it is still ours; raises Lost otherwise, and with it the whole transaction goes."""
     mine = (Operation.id == operation.id, Operation.fence == operation.fence, Operation.state == "running")
-    done = session.execute(update(Operation).where(*mine).values(**values).execution_options(synchronize_session=False))
-    if done.rowcount != 1:  # type: ignore[attr-defined]
+    if change(session, update(Operation).where(*mine).values(**values)) != 1:
         raise Lost(str(operation.id))
 
 
@@ -218,30 +225,17 @@ def put_back(session: Session, operation: Operation, delay: float, message: str 
 
 def renew(database: Database, worker: str, lease: float) -> None:
     until = now() + dt.timedelta(seconds=lease)
+    mine = (Operation.worker == worker, Operation.state == "running")
     with database.write() as session:
-        session.execute(
-            update(Operation)
-            .where(Operation.worker == worker, Operation.state == "running")
-            .values(lease_until=until)
-            .execution_options(synchronize_session=False)
-        )
+        change(session, update(Operation).where(*mine).values(lease_until=until))
 
 
 def take_over(database: Database, host: str) -> int:
     """End the leases of earlier workers of this host. Only for who holds the host's worker lock: they are dead."""
+    theirs = (Operation.worker.startswith(f"{host}:", autoescape=True), Operation.state == "running")
+    over = now() - dt.timedelta(seconds=1)
     with database.write() as session:
-        done = session.execute(
-            update(Operation)
-            .where(Operation.worker.startswith(f"{host}:", autoescape=True), Operation.state == "running")
-            .values(lease_until=now() - dt.timedelta(seconds=1))
-            .execution_options(synchronize_session=False)
-        )
-        return done.rowcount  # type: ignore[attr-defined, no-any-return]
-
-
-def has_due(database: Database, lanes: Iterable[str]) -> bool:
-    with database.read() as session:
-        return any(session.scalar(_claimable(lane, now())) is not None for lane in lanes)
+        return change(session, update(Operation).where(*theirs).values(lease_until=over))
 
 
 def actor_of(session: Session, operation: Operation) -> Actor:

@@ -14,6 +14,7 @@ import structlog
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from app.db import change
 from app.events import SYSTEM, record
 from app.models import Snapshot, Volume
 from app.outside import Outside
@@ -84,8 +85,7 @@ def converge_export(outside: Outside, volume_id: UUID) -> None:
         log.error("export not restored", volume=str(volume_id), cause=str(error))
         with outside.database.write() as session:
             changed = update(Volume).where(Volume.id == volume_id, Volume.error.is_distinct_from(str(error)))
-            done = session.execute(changed.values(error=str(error)).execution_options(synchronize_session=False))
-            if done.rowcount:  # type: ignore[attr-defined]
+            if change(session, changed.values(error=str(error))):
                 record(session, SYSTEM, "volume.export-failed", ("volume", volume_id), cause=str(error))
 
 

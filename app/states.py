@@ -14,6 +14,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, update
 from sqlalchemy.orm import Session
 
+from app.db import change
 from app.models import Attachment, Operation, Snapshot, Volume
 
 Stateful = type[Volume] | type[Snapshot] | type[Attachment] | type[Operation]
@@ -65,12 +66,9 @@ def transition(
     sources = TRANSITIONS[model][to]
     allowed = sources if only_from is None else tuple(s for s in sources if s in set(only_from))
     if model in (Volume, Snapshot):
-        values.setdefault("version", model.version + 1)  # type: ignore[union-attr]
+        values.setdefault("version", model.version + 1)
         values.setdefault("updated_at", now())
     statement = (
-        update(model)
-        .where(model.id == identifier, model.state.in_(allowed), *conditions)
-        .values(state=to, **values)
-        .execution_options(synchronize_session=False)
+        update(model).where(model.id == identifier, model.state.in_(allowed), *conditions).values(state=to, **values)
     )
-    return session.execute(statement).rowcount == 1  # type: ignore[attr-defined, no-any-return]
+    return change(session, statement) == 1

@@ -212,8 +212,9 @@ def is_ready(settings: Settings) -> bool:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     # Only to say it on the terminal: the certificate is for the clients to check.
     context = ssl._create_unverified_context() if settings.server.tls_cert else None
-    make = http.client.HTTPSConnection if context else http.client.HTTPConnection
-    connection = make(host, port, timeout=2, **({"context": context} if context else {}))  # type: ignore[arg-type]
+    connection = http.client.HTTPConnection(host, port, timeout=2)
+    if context is not None:
+        connection = http.client.HTTPSConnection(host, port, timeout=2, context=context)
     try:
         connection.request("GET", "/readyz")
         return connection.getresponse().status == 200

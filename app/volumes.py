@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session, joinedload, selectinload
 from app import accounts, capacity, operations
 from app.auth import Caller, groups_of, may_see, require_owner
 from app.config import Settings
+from app.db import change
 from app.errors import Problem, conflict, invalid, not_found
 from app.events import record
 from app.ids import new_id
@@ -80,9 +81,8 @@ def _source(session: Session, caller: Caller, body: VolumeCreate) -> Volume | Sn
             update(Snapshot)
             .where(Snapshot.id == snapshot.id, Snapshot.state == "available")
             .values(readers=Snapshot.readers + 1)
-            .execution_options(synchronize_session=False)
         )
-        if session.execute(held).rowcount == 0:  # type: ignore[attr-defined]
+        if change(session, held) == 0:
             raise conflict(
                 "snapshot-not-available", f"Snapshot {snapshot.id} is {snapshot.state}; it must be available."
             )
@@ -105,15 +105,15 @@ def hold_for_copy(session: Session, volume: Volume, needs_detach: str) -> None:
         update(Volume)
         .where(Volume.id == volume.id, Volume.state.in_(("available", "in-use")), unwritten)
         .values(readers=Volume.readers + 1)
-        .execution_options(synchronize_session=False)
     )
-    if session.execute(held).rowcount == 1:  # type: ignore[attr-defined]
+    if change(session, held) == 1:
         return
     session.refresh(volume)
     if volume.state in ("available", "in-use"):
         raise conflict(
             needs_detach,
-            f"Volume {volume.id} is attached for writing and its pool cannot copy a volume in one instant: detach it first.",
+            f"Volume {volume.id} is attached for writing, and its pool cannot copy a volume in one instant: "
+            "detach it first.",
         )
     raise not_available(volume)
 
@@ -176,13 +176,13 @@ def _insert(
 def _next_tid(session: Session) -> int:
     """The target's number: part of a SCSI designator, so it is never given twice."""
     counted = update(Counter).where(Counter.name == "tid").values(value=Counter.value + 1).returning(Counter.value)
-    return session.scalars(counted.execution_options(synchronize_session=False)).one()
+    return session.scalars(counted).one()
 
 
 # ---------------------------------------------------------------- change, delete
 
 
-def change(
+def update_record(
     session: Session, settings: Settings, caller: Caller, identifier: UUID, body: VolumeUpdate, version: int | None
 ) -> Operation | None:
     """Rename, publish, grow. Growing is an operation; the rest is done at once. `version`: If-Match, or None."""
@@ -206,9 +206,8 @@ def _bump(session: Session, volume: Volume, version: int | None, **values: objec
         update(Volume)
         .where(Volume.id == volume.id, Volume.state != "deleting", *unchanged)
         .values(**values, version=Volume.version + 1, updated_at=now())
-        .execution_options(synchronize_session=False)
     )
-    if session.execute(statement).rowcount == 0:  # type: ignore[attr-defined]
+    if change(session, statement) == 0:
         session.refresh(volume)
         if volume.state == "deleting":
             raise not_available(volume)
@@ -229,9 +228,8 @@ def _grow(session: Session, settings: Settings, caller: Caller, volume: Volume, 
             Volume.readers == 0,
         )
         .values(new_size=size)
-        .execution_options(synchronize_session=False)
     )
-    if session.execute(planned).rowcount == 0:  # type: ignore[attr-defined]
+    if change(session, planned) == 0:
         session.refresh(volume)
         raise _busy(volume)
     capacity.reserve(session, settings, volume.owner_id, volume.pool, size - volume.size, count=0)
@@ -256,22 +254,13 @@ def request_delete(session: Session, caller: Caller, identifier: UUID, version: 
     unchanged = [] if version is None else [Volume.version == version]
     if not transition(session, Volume, volume.id, "deleting", *unused, *unchanged):
         session.refresh(volume)
-        if volume.state == "deleting":
-            return _open_operation(session, volume.id, "volume.delete")
+        if volume.state == "deleting":  # somebody was first: this caller's own operation ends with theirs
+            return operations.enqueue(session, "volume.delete", caller, volume.id, ("volume", volume.id))
         if version is not None and volume.version != version:
             raise Problem(412, "precondition-failed", "The volume has changed since you read it; read it again.")
         raise _busy(volume)
     record(session, caller.actor, "volume.delete", ("volume", volume.id), name=volume.name, size=volume.size)
     return operations.enqueue(session, "volume.delete", caller, volume.id, ("volume", volume.id))
-
-
-def _open_operation(session: Session, resource: UUID, kind: str) -> Operation:
-    query = select(Operation).where(Operation.resource_id == resource, Operation.kind == kind)
-    return session.scalars(query.order_by(Operation.id.desc())).first() or _gone(resource)
-
-
-def _gone(resource: UUID) -> Operation:
-    raise not_found("volume", resource)
 
 
 def revert(session: Session, caller: Caller, identifier: UUID, snapshot_id: UUID) -> Operation:
@@ -286,8 +275,8 @@ def revert(session: Session, caller: Caller, identifier: UUID, snapshot_id: UUID
         session.refresh(volume)
         raise _busy(volume)
     held = update(Snapshot).where(Snapshot.id == snapshot.id, Snapshot.state == "available")
-    counted = held.values(readers=Snapshot.readers + 1).execution_options(synchronize_session=False)
-    if session.execute(counted).rowcount == 0:  # type: ignore[attr-defined]
+    counted = held.values(readers=Snapshot.readers + 1)
+    if change(session, counted) == 0:
         raise conflict("snapshot-not-available", f"Snapshot {snapshot.id} is {snapshot.state}; it must be available.")
     record(session, caller.actor, "volume.revert", ("volume", volume.id), snapshot=str(snapshot.id))
     return operations.enqueue(
@@ -331,6 +320,6 @@ def unshare(session: Session, caller: Caller, identifier: UUID, group_name: str)
     require_owner(caller, volume)
     group = session.scalar(select(Group).where(Group.name == group_name))
     gone = delete(Share).where(Share.volume_id == volume.id, Share.group_id == (group.id if group else None))
-    if session.execute(gone).rowcount == 0:  # type: ignore[attr-defined]
+    if change(session, gone) == 0:
         raise not_found("share", f"of volume {volume.id} with group {group_name}")
     record(session, caller.actor, "volume.unshare", ("volume", volume.id), group=group_name)

@@ -62,4 +62,4 @@ class SessionWatch:
                 return
             record(session, SYSTEM, kind, ("attachment", attachment.id), volume=str(volume_id), **detail)
             if fence:
-                attachments.revoke(session, attachment, SYSTEM, kind)
+                attachments.revoke(session, attachment, kind)

@@ -20,7 +20,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 from app import operations
 from app.models import Operation, WorkerBeat
 from app.notify import DONE, WORK, Bus
-from app.operations import Cancelled, Lost, finish, put_back
+from app.operations import KINDS, Cancelled, Lost, finish, put_back
 from app.outside import Outside
 from app.states import now
 from app.steps import HANDLERS
@@ -144,7 +144,8 @@ class Worker:
         except Again as again:
             self._later(operation, again.delay, again.message)
         except Vanished:
-            self._end(operation, "cancelled", lambda session: None, Vanished("there was nothing left to do"))
+            state = "succeeded" if KINDS[operation.kind].ends_it else "cancelled"
+            self._end(operation, state, lambda session: None, Cancelled("There was nothing left to do."))
         except Cancelled:
             self._cancel(job)
         except Lost:
@@ -154,8 +155,10 @@ class Worker:
 
     def _end(self, operation: Operation, state: str, settle: Settle, error: Exception | None = None) -> None:
         with self.outside.database.write() as session:
-            code = code_of(error) if error and state == "failed" else "cancelled" if error else None
-            finish(session, operation, state, code=code, detail=str(error) if error else None)
+            if state == "succeeded" or error is None:
+                finish(session, operation, state)
+            else:
+                finish(session, operation, state, code=code_of(error), detail=str(error))
             settle(session)
         self._bus.announce(DONE, str(operation.id))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 from uuid import UUID
 
+
 @dataclass(frozen=True)
 class Credentials:
     """A CHAP name and secret. The secret never shows in a repr, a log or an argv.

@@ -42,8 +42,9 @@ def describe(operations: Iterable[Operation], version: str) -> dict[str, Any]:
 
 
 def _schemas(operations: list[Operation]) -> tuple[dict[str, Any], dict[type[BaseModel], dict[str, Any]]]:
-    requests = {o.body for o in operations if o.body}
-    answers = {model for o in operations for model in o.answers.values() if model} | {ProblemDocument, Plan}
+    requests: set[type[BaseModel]] = {o.body for o in operations if o.body}
+    answers: set[type[BaseModel]] = {model for o in operations for model in o.answers.values() if model}
+    answers |= {ProblemDocument, Plan}
     wanted = [(model, "validation") for model in sorted(requests, key=_name)]
     wanted += [(model, "serialization") for model in sorted(answers, key=_name)]
     found, definitions = models_json_schema(wanted, ref_template=REF)  # type: ignore[arg-type]
@@ -95,10 +96,11 @@ def _query(operation: Operation) -> list[dict[str, Any]]:
 
 def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
     """A query parameter that may be left out is not one that may be null."""
-    kinds = [kind for kind in schema.get("anyOf", []) if kind.get("type") != "null"]
+    kinds: list[dict[str, Any]] = [kind for kind in schema.get("anyOf", []) if kind.get("type") != "null"]
     if len(kinds) != 1:
         return schema
-    return {k: v for k, v in schema.items() if k not in ("anyOf", "default")} | kinds[0]
+    kept: dict[str, Any] = {k: v for k, v in schema.items() if k not in ("anyOf", "default")}
+    return kept | kinds[0]
 
 
 def _headers(operation: Operation) -> list[dict[str, Any]]:

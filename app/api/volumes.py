@@ -34,6 +34,10 @@ from app.schemas import (
 routes = Routes("volumes")
 
 
+def _links(*names: str) -> tuple[Link, ...]:
+    return tuple(Link(201, name, "id") for name in names)
+
+
 def _shown(call: Call, session: Session, identifier: UUID, status: int = 200) -> Answer:
     found = volumes.find(session, call.caller, identifier)
     headers = documents.etag(found)
@@ -42,16 +46,7 @@ def _shown(call: Call, session: Session, identifier: UUID, status: int = 200) ->
     return Answer(status, documents.volume(found, call.caller), headers)
 
 
-USES = (
-    "get_volume",
-    "update_volume",
-    "create_attachment",
-    "create_snapshot",
-    "list_shares",
-    "share_volume",
-    "delete_volume",
-)
-FOLLOW = tuple(Link(201, operation, "id") for operation in USES)
+FOLLOW = _links("get_volume", "update_volume", "create_attachment", "create_snapshot", "list_shares", "delete_volume")
 
 
 @routes.add("POST", "/v1/volumes", body=VolumeCreate, query=DryRun, links=FOLLOW,
@@ -87,7 +82,7 @@ def update_volume(call: Call) -> Answer:
 
     def intend(session: Session) -> Operation | Done:
         settings = call.service.settings
-        growing = volumes.change(session, settings, call.caller, call.id, call.body, call.if_match)
+        growing = volumes.update_record(session, settings, call.caller, call.id, call.body, call.if_match)
         return growing or Done(_shown(call, session, call.id))
 
     return mutate(call, intend, lambda session, identifier: _shown(call, session, identifier))
@@ -100,7 +95,7 @@ def delete_volume(call: Call) -> Answer:
 
 
 @routes.add("POST", "/v1/volumes/{id}/attachments", body=AttachmentCreate, query=DryRun,
-            links=(Link(201, "get_attachment", "id"), Link(201, "read_connection", "id"), Link(201, "delete_attachment", "id")),
+            links=_links("get_attachment", "read_connection", "delete_attachment"),
             answers={201: AttachmentWithConnection, 202: OperationDocument})  # fmt: skip
 def create_attachment(call: Call) -> Answer:
     """Attach a volume to one initiator; the answer holds the connection and its secret."""
@@ -128,7 +123,7 @@ def _with_connection(call: Call, session: Session, found: Attachment) -> Attachm
 
 
 @routes.add("POST", "/v1/volumes/{id}/snapshots", body=SnapshotCreate, query=DryRun,
-            links=(Link(201, "get_snapshot", "id"), Link(201, "delete_snapshot", "id")),
+            links=_links("get_snapshot", "delete_snapshot"),
             answers={201: SnapshotDocument, 202: OperationDocument})  # fmt: skip
 def create_snapshot(call: Call) -> Answer:
     """Keep a volume's bytes as they are now."""

@@ -9,6 +9,7 @@ from sqlalchemy import case, exists, update
 from sqlalchemy.orm import Session
 
 from app import attachments
+from app.db import change
 from app.events import SYSTEM, record
 from app.models import Attachment, Operation, Volume
 from app.operations import actor_of
@@ -36,7 +37,7 @@ def attach(job: Job) -> Settle:
 
     def settle(session: Session) -> None:
         if transition(session, Attachment, attachment.id, "attached", attached_at=now()):
-            _touch(session, attachment)
+            attachments.touch(session, attachment)
             resource = ("attachment", attachment.id)
             record(
                 session,
@@ -47,13 +48,6 @@ def attach(job: Job) -> Settle:
             )
 
     return settle
-
-
-def _touch(session: Session, attachment: Attachment) -> None:
-    changed = (
-        update(Volume).where(Volume.id == attachment.volume_id).values(version=Volume.version + 1, updated_at=now())
-    )
-    session.execute(changed.execution_options(synchronize_session=False))
 
 
 def _soon(job: Job, error: TargetUnavailable) -> Exception:
@@ -68,7 +62,7 @@ def attach_failed(session: Session, operation: Operation, error: Exception) -> N
     if attachment is not None:
         attachment.error = str(error)
         session.flush()
-        attachments.revoke(session, attachment, SYSTEM, "attach failed")
+        attachments.revoke(session, attachment, "attach failed")
 
 
 def detach(job: Job) -> Settle:
@@ -128,7 +122,7 @@ def release(session: Session, attachment: Attachment) -> None:
             updated_at=now(),
         )
     )
-    session.execute(freed.execution_options(synchronize_session=False))
+    change(session, freed)
 
 
 def detach_failed(session: Session, operation: Operation, error: Exception) -> None:

@@ -9,6 +9,7 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from app import reconcile as reconciling
+from app.db import change
 from app.events import SYSTEM, record
 from app.models import Operation
 from app.steps.job import Again, Job, Settle
@@ -29,7 +30,7 @@ def reconcile(job: Job) -> Settle:
 
     def settle(session: Session) -> None:
         told = update(Operation).where(Operation.id == job.operation.id).values(message=report)
-        session.execute(told.execution_options(synchronize_session=False))
+        change(session, told)
         record(session, SYSTEM, "site.reconciled", drifts=len(drifts), dry_run=dry_run)
 
     return settle

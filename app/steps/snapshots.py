@@ -8,6 +8,7 @@ from sqlalchemy import delete as delete_rows
 from sqlalchemy.orm import Session
 
 from app import capacity
+from app.db import change
 from app.events import record
 from app.models import Operation, Snapshot, Volume
 from app.operations import Cancelled, actor_of
@@ -60,7 +61,7 @@ def _forget(session: Session, operation: Operation, identifier: UUID) -> None:
     if snapshot is None:
         return
     capacity.release(session, snapshot.owner_id, snapshot.pool, snapshot.size)
-    session.execute(delete_rows(Snapshot).where(Snapshot.id == identifier))
+    change(session, delete_rows(Snapshot).where(Snapshot.id == identifier))
     _told(session, operation, "snapshot.deleted", name=snapshot.name)
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from app import capacity
+from app.db import change
 from app.events import record
 from app.models import Attachment, Operation, Snapshot, Volume
 from app.operations import Cancelled, actor_of
@@ -30,7 +31,7 @@ def _broken(session: Session, operation: Operation, error: Exception) -> None:
 def release_source(session: Session, model: type[Volume] | type[Snapshot], identifier: UUID) -> None:
     """One copy less is being made from it."""
     counted = update(model).where(model.id == identifier).values(readers=model.readers - 1)
-    session.execute(counted.execution_options(synchronize_session=False))
+    change(session, counted)
 
 
 # ---------------------------------------------------------------- create, clone
@@ -92,8 +93,8 @@ def clone_failed(session: Session, operation: Operation, error: Exception) -> No
 def forget(session: Session, operation: Operation, volume: Volume) -> None:
     """The record goes, the quota comes back."""
     capacity.release(session, volume.owner_id, volume.pool, max(volume.size, volume.new_size or 0))
-    session.execute(delete_rows(Attachment).where(Attachment.volume_id == volume.id))
-    session.execute(delete_rows(Volume).where(Volume.id == volume.id))
+    change(session, delete_rows(Attachment).where(Attachment.volume_id == volume.id))
+    change(session, delete_rows(Volume).where(Volume.id == volume.id))
     _told(session, operation, "volume.deleted", volume.id, name=volume.name)
 
 
@@ -115,7 +116,7 @@ def grow(job: Job) -> Settle:
     def settle(session: Session) -> None:
         values = {"size": size, "new_size": None, "version": Volume.version + 1, "updated_at": now()}
         grown = update(Volume).where(Volume.id == volume.id, Volume.new_size == size).values(**values)
-        session.execute(grown.execution_options(synchronize_session=False))
+        change(session, grown)
         _told(session, job.operation, "volume.grown", volume.id, size=size)
 
     return settle
