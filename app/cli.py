@@ -86,12 +86,14 @@ def serve(settings: Settings, keep_target: bool, **_: Any) -> None:
 
 @main.command()
 @_with_settings
-@click.option("--keep-target", is_flag=True, help="Leave the target serving when this stops.")
-def worker(settings: Settings, keep_target: bool) -> None:
-    """Run the worker alone (`serve` does it for you): the one process that touches storage."""
+def worker(settings: Settings) -> None:
+    """Run the worker alone (`serve` does it for you): the one process that touches storage.
+
+    The target outlives it, and is adopted by the next one.
+    """
     from app import worker_process
 
-    worker_process.run(settings, keep_target=keep_target)
+    worker_process.run(settings)
 
 
 @main.command()

@@ -217,17 +217,18 @@ def finish(
     guarded(session, operation, lease_until=None, **values)
 
 
-def put_back(session: Session, operation: Operation, delay: float, message: str | None = None) -> None:
-    """To be tried again in `delay` seconds; its thread is free meanwhile."""
+def put_back(session: Session, operation: Operation, delay: float, message: str, *, failed: bool) -> None:
+    """To be tried again in `delay` seconds; its thread is free meanwhile. Only a try that `failed` counts."""
     due = now() + dt.timedelta(seconds=delay)
-    guarded(session, operation, state="queued", not_before=due, lease_until=None, message=message)
+    attempt = operation.attempt if failed else operation.attempt - 1
+    guarded(session, operation, state="queued", not_before=due, lease_until=None, message=message, attempt=attempt)
 
 
-def renew(database: Database, worker: str, lease: float) -> None:
+def renew(session: Session, worker: str, lease: float) -> None:
+    """The worker lives: its operations stay its own for another `lease` seconds."""
     until = now() + dt.timedelta(seconds=lease)
     mine = (Operation.worker == worker, Operation.state == "running")
-    with database.write() as session:
-        change(session, update(Operation).where(*mine).values(lease_until=until))
+    change(session, update(Operation).where(*mine).values(lease_until=until))
 
 
 def take_over(database: Database, host: str) -> int:

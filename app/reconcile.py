@@ -22,7 +22,7 @@ from app.states import transition
 from app.steps.exports import export_of, exported_volumes
 from blockdev.locks import LockTimeout
 from iscsi.target import Export, ExportState, TargetError
-from pools import PoolError
+from pools import BackingMissing, PoolError
 
 log = structlog.get_logger()
 
@@ -67,13 +67,16 @@ def rebuild(outside: Outside) -> None:
         wanted = exported_volumes(session)
     listed = {state.volume_id for state in outside.target.inventory()}
     for volume_id in [*wanted, *(listed - set(wanted))]:
-        converge_export(outside, volume_id)
+        converge_export(outside, volume_id, patience=5)
 
 
-def converge_export(outside: Outside, volume_id: UUID) -> None:
-    """Make or complete one export, or fence one that should not be; skipped while an operation is at it."""
+def converge_export(outside: Outside, volume_id: UUID, patience: float = 0) -> None:
+    """Make or complete one export, or fence one that should not be; skipped while an operation is at it.
+
+    `patience`: seconds to wait for that operation instead.
+    """
     try:
-        with outside.lock(volume_id, "export", timeout=0):
+        with outside.lock(volume_id, "export", timeout=patience):
             export = export_of(outside, volume_id)
             if export is not None:
                 outside.target.ensure_export(export)
@@ -162,7 +165,23 @@ def _records(session: Session, pool: str) -> tuple[set[tuple[str, UUID]], set[tu
 
 
 def _mark_missing(outside: Outside, drift: Drift) -> None:
+    """Look again, alone with the volume: it may have been made or deleted between the two lists."""
     assert drift.volume_id is not None
-    with outside.database.write() as session:
-        if transition(session, Volume, drift.volume_id, "error", only_from=("available", "in-use"), error=drift.found):
-            record(session, SYSTEM, "volume.error", ("volume", drift.volume_id), cause=drift.found)
+    try:
+        with outside.lock(drift.volume_id, "data", timeout=0), outside.database.write() as session:
+            volume = session.get(Volume, drift.volume_id)
+            if volume is not None and _is_missing(outside, volume):
+                if transition(
+                    session, Volume, volume.id, "error", only_from=("available", "in-use"), error=drift.found
+                ):
+                    record(session, SYSTEM, "volume.error", ("volume", volume.id), cause=drift.found)
+    except LockTimeout:
+        return
+
+
+def _is_missing(outside: Outside, volume: Volume) -> bool:
+    try:
+        outside.pools[volume.pool].backing(volume.id)
+    except BackingMissing:
+        return True
+    return False

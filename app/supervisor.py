@@ -22,6 +22,7 @@ from app import accounts
 from app.config import ConfigError, Settings, split_portal, write_effective
 from app.keys import KeyRing, write_private
 from app.service import Service, migrate
+from app.worker_process import tgt_daemon
 from blockdev.locks import FileLock
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -78,6 +79,7 @@ class Child:
     name: str
     argv: list[str]
     environment: dict[str, str]
+    dies_by: str
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     pause: float = 0.0
@@ -98,7 +100,7 @@ class Child:
 
     def start(self) -> None:
         # It dies with us: a new supervisor must find nothing that still answers for the old one (but the target).
-        argv = ["setpriv", "--pdeathsig", "TERM", "--", *self.argv]
+        argv = ["setpriv", "--pdeathsig", self.dies_by, "--", *self.argv]
         self.process = subprocess.Popen(argv, env=self.environment, stdin=subprocess.DEVNULL)
         self.started = time.monotonic()
 
@@ -127,9 +129,10 @@ class Supervisor:
         self._stopping = False
         self._told = False
         environment = {**os.environ, "STRATUS_EFFECTIVE": str(write_effective(settings))}
-        worker = [sys.executable, "-m", "app.cli", "worker", *(["--keep-target"] if keep_target else [])]
-        self.worker = Child("worker", worker, environment)
-        self.api = Child("api", _gunicorn(settings), environment)
+        self._keep_target = keep_target
+        # SIGKILL, since a worker needs no farewell; gunicorn has children of its own to end.
+        self.worker = Child("worker", [sys.executable, "-m", "app.cli", "worker"], environment, dies_by="KILL")
+        self.api = Child("api", _gunicorn(settings), environment, dies_by="TERM")
 
     def run(self) -> int:
         """Until SIGTERM or SIGINT; 0 after an orderly end."""
@@ -170,14 +173,21 @@ class Supervisor:
         process, lease = self.worker.process, self._settings.worker.lease
         if process is None or process.poll() is not None or time.monotonic() - self.worker.started < lease:
             return
-        beat = self._settings.run_dir / "worker.beat"
-        age = time.time() - beat.stat().st_mtime if beat.exists() else lease + 1
+        age = time.monotonic() - self._last_beat()
         if age > lease:
             say(f"the worker has been silent for {age:.0f} s; killing it")
             process.kill()
 
+    def _last_beat(self) -> float:
+        try:
+            return float((self._settings.run_dir / "worker.beat").read_text())
+        except FileNotFoundError:
+            return self.worker.started
+        except ValueError:  # just being written
+            return time.monotonic()
+
     def _end(self) -> int:
-        """API first, so that nothing new comes; then the worker, which takes the target down (or keeps it)."""
+        """API first, so that nothing new comes; then the worker; then the target, unless it is kept."""
         say("stopping")
         deadline = time.monotonic() + GRACE
         for child in (self.api, self.worker):
@@ -185,7 +195,9 @@ class Supervisor:
             if child is self.worker:
                 child.end(signal.SIGCONT)
             child.wait(deadline)
-        say("stopped")
+        if not self._keep_target:
+            tgt_daemon(self._settings).stop()
+        say("stopped, the target goes on serving" if self._keep_target else "stopped")
         return 0
 
 

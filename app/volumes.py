@@ -103,12 +103,14 @@ def hold_for_copy(session: Session, volume: Volume, needs_detach: str) -> None:
     unwritten = or_(Volume.held_mode.is_(None), Volume.held_mode == "ro", live)
     held = (
         update(Volume)
-        .where(Volume.id == volume.id, Volume.state.in_(("available", "in-use")), unwritten)
+        .where(Volume.id == volume.id, Volume.state.in_(("available", "in-use")), Volume.new_size.is_(None), unwritten)
         .values(readers=Volume.readers + 1)
     )
     if change(session, held) == 1:
         return
     session.refresh(volume)
+    if volume.new_size is not None:
+        raise _busy(volume)
     if volume.state in ("available", "in-use"):
         raise conflict(
             needs_detach,

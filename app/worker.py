@@ -88,15 +88,16 @@ class Worker:
         settings = self.outside.settings
         beat_file = settings.run_dir / "worker.beat"
         while not self.stopping.wait(min(1.0, settings.worker.lease / 5)):
-            beat_file.touch()
+            # Monotonic time, which all processes of a host share and no clock adjustment moves.
+            beat_file.write_text(str(time.monotonic()))
             try:
                 self.beat()
             except OperationalError as error:
                 log.warning("beat missed", cause=str(error))
 
     def beat(self) -> None:
-        operations.renew(self.outside.database, self.name, self.outside.settings.worker.lease)
         with self.outside.database.write() as session:
+            operations.renew(session, self.name, self.outside.settings.worker.lease)
             session.merge(WorkerBeat(host=self._host, pid=os.getpid(), ready=self.ready.is_set(), beat_at=now()))
 
     def _dispatch(self, lane: str) -> None:
@@ -142,7 +143,7 @@ class Worker:
             settle = HANDLERS[operation.kind].run(job)
             self._end(operation, "succeeded", settle)
         except Again as again:
-            self._later(operation, again.delay, again.message)
+            self._later(operation, again.delay, again.message, failed=False)
         except Vanished:
             state = "succeeded" if KINDS[operation.kind].ends_it else "cancelled"
             self._end(operation, state, lambda session: None, Cancelled("There was nothing left to do."))
@@ -162,9 +163,9 @@ class Worker:
             settle(session)
         self._bus.announce(DONE, str(operation.id))
 
-    def _later(self, operation: Operation, delay: float, message: str) -> None:
+    def _later(self, operation: Operation, delay: float, message: str, *, failed: bool) -> None:
         with self.outside.database.write() as session:
-            put_back(session, operation, delay, message)
+            put_back(session, operation, delay, message, failed=failed)
         timer = threading.Timer(delay, self._wake[operation.lane].set)
         timer.daemon = True
         timer.start()
@@ -176,7 +177,8 @@ class Worker:
                     exc_info=error)  # fmt: skip
         fence = operation.kind == "attachment.detach"
         if fence or (isinstance(error, TRANSIENT) and operation.attempt < ATTEMPTS):
-            self._later(operation, min(0.1 * 2 ** min(operation.attempt, 10), 30.0), f"trying again: {error}")
+            delay = min(0.1 * 2 ** min(operation.attempt, 10), 10.0)
+            self._later(operation, delay, f"trying again: {error}", failed=True)
         else:
             self._end(
                 operation, "failed", lambda session: HANDLERS[operation.kind].failed(session, operation, error), error

@@ -29,15 +29,15 @@ def tgt_daemon(settings: Settings) -> TgtDaemon:
     return TgtDaemon(settings.run_dir, settings.log_dir / "tgtd.log", control)
 
 
-def run(settings: Settings, *, keep_target: bool = False) -> None:
-    """Until SIGTERM or SIGINT. `keep_target` leaves the target serving, for the next worker to adopt."""
+def run(settings: Settings) -> None:
+    """Until SIGTERM or SIGINT. The target goes on serving, for the next worker to adopt."""
     logs.configure(settings.log_dir / "worker.log")
     service = Service(settings, connections=2 * settings.worker.threads + 8)
     with FileLock(settings.run_dir / "worker.lock"):
-        _serve(service, keep_target)
+        _serve(service)
 
 
-def _serve(service: Service, keep_target: bool) -> None:
+def _serve(service: Service) -> None:
     settings = service.settings
     daemon = tgt_daemon(settings)
     target = TgtTarget(daemon.ipc, settings.iscsi.iqn_prefix)
@@ -59,6 +59,4 @@ def _serve(service: Service, keep_target: bool) -> None:
     for thread in threads:
         thread.join()
     chores.close()
-    if not keep_target:
-        daemon.stop()
-    log.info("worker stopped", target_kept=keep_target)
+    log.info("worker stopped")

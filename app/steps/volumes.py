@@ -15,7 +15,8 @@ from app.models import Attachment, Operation, Snapshot, Volume
 from app.operations import Cancelled, actor_of
 from app.states import now, transition
 from app.steps.exports import export_of
-from app.steps.job import Job, Settle
+from app.steps.job import Again, Job, Settle
+from iscsi.target import TargetBusy, TargetUnavailable
 from pools import BackingMissing
 
 
@@ -109,9 +110,7 @@ def grow(job: Job) -> Settle:
     with job.lock():
         pool.resize(volume.id, size)
         with job.lock(lane="export"):
-            export = export_of(job.outside, volume.id)
-            if export is not None:
-                job.outside.target.grow(export)
+            _grow_export(job, volume.id)
 
     def settle(session: Session) -> None:
         values = {"size": size, "new_size": None, "version": Volume.version + 1, "updated_at": now()}
@@ -120,6 +119,17 @@ def grow(job: Job) -> Settle:
         _told(session, job.operation, "volume.grown", volume.id, size=size)
 
     return settle
+
+
+def _grow_export(job: Job, volume_id: UUID) -> None:
+    """The bytes are there already, so this is tried until it is done: there is no way back."""
+    export = export_of(job.outside, volume_id)
+    if export is None:
+        return
+    try:
+        job.outside.target.grow(export)
+    except (TargetBusy, TargetUnavailable) as error:
+        raise Again(0.5, f"waiting to resize the export: {error}") from error
 
 
 def grow_failed(session: Session, operation: Operation, error: Exception) -> None:
