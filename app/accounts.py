@@ -13,7 +13,7 @@ from app import capacity
 from app.auth import Caller
 from app.config import Settings
 from app.db import change
-from app.errors import Problem, conflict, invalid, not_found
+from app.errors import Problem, conflict, not_found
 from app.events import Actor, record
 from app.ids import new_id
 from app.keys import hash_password, new_token, token_digest
@@ -31,7 +31,6 @@ from app.schemas import (
     UserUpdate,
 )
 from app.states import now
-from iscsi.names import BadName, validate_initiator
 
 # ---------------------------------------------------------------- users and nodes
 
@@ -82,14 +81,7 @@ def add_user(session: Session, caller: Caller, body: UserCreate) -> User:
 
 def add_node(session: Session, caller: Caller, body: NodeCreate) -> User:
     caller.require_admin()
-    return create_user(session, caller.actor, body.name, "node", initiator=_valid_initiator(body.initiator))
-
-
-def _valid_initiator(name: str) -> str:
-    try:
-        return validate_initiator(name)
-    except BadName as error:
-        raise invalid("/initiator", "bad-initiator", str(error)) from None
+    return create_user(session, caller.actor, body.name, "node", initiator=body.initiator)
 
 
 def change_user(session: Session, caller: Caller, name: str, body: UserUpdate) -> User:
@@ -115,7 +107,7 @@ def change_node(session: Session, caller: Caller, name: str, body: NodeUpdate) -
     caller.require_admin()
     node = find_user(session, caller, name, node=True)
     if body.initiator is not None:
-        node.initiator = _valid_initiator(body.initiator)
+        node.initiator = body.initiator
     if body.enabled is not None:
         node.enabled = body.enabled
     try:

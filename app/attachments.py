@@ -12,7 +12,7 @@ from app import operations, volumes
 from app.auth import Caller, may_write
 from app.config import Settings
 from app.db import change
-from app.errors import conflict, forbidden, invalid, not_found
+from app.errors import conflict, forbidden, not_found
 from app.events import SYSTEM, record
 from app.ids import new_id
 from app.keys import ChapSecrets, KeyRing, new_chap_secret
@@ -20,7 +20,6 @@ from app.models import Attachment, Connection, Operation, Pool, User, Volume
 from app.paging import Page, page
 from app.schemas import AttachmentCreate, AttachmentFilter
 from app.states import now, transition
-from iscsi.names import BadName, validate_initiator
 
 
 def find(session: Session, caller: Caller, identifier: UUID) -> Attachment:
@@ -70,11 +69,8 @@ def attach(
 
 
 def _initiator(session: Session, settings: Settings, caller: Caller, body: AttachmentCreate) -> str:
-    """The normalised name, if this caller may attach to it."""
-    try:
-        initiator = validate_initiator(body.initiator)
-    except BadName as error:
-        raise invalid("/initiator", "bad-initiator", str(error)) from None
+    """The initiator, if this caller may attach to it."""
+    initiator = body.initiator
     if caller.role == "node":
         if body.node != caller.name or initiator != caller.initiator:
             raise forbidden(

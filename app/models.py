@@ -295,6 +295,7 @@ class Operation(Base):
     resource_kind: Mapped[str] = mapped_column(String(32))
     resource_id: Mapped[UUID] = mapped_column(index=True)
     principal_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    actor: Mapped[str] = mapped_column(String(64), default="system")
     address: Mapped[str | None] = mapped_column(String(64))
     parameters: Mapped[dict[str, Any]]
     progress: Mapped[int] = mapped_column(Integer, default=0)
@@ -321,6 +322,14 @@ class Operation(Base):
         ),
         Index(
             "ix_operations_open",
+            "lane",
+            "id",
+            sqlite_where=text("state IN ('queued', 'running')"),
+            postgresql_where=text("state IN ('queued', 'running')"),
+        ),
+        Index(
+            "ix_operations_open_subject",
+            "subject_id",
             "lane",
             "id",
             sqlite_where=text("state IN ('queued', 'running')"),

@@ -11,10 +11,13 @@ import secrets
 import socket
 import threading
 from collections import defaultdict
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from uuid import UUID
+
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,7 +94,8 @@ class PostgresBus:
         self._engine = database.engine
 
     def announce(self, channel: str, text: str = "") -> None:
-        with self._engine.connect() as connection:
+        # What is announced is committed already: that nobody hears it must not become an error.
+        with suppress(OperationalError, PoolTimeout), self._engine.connect() as connection:
             connection.exec_driver_sql("SELECT pg_notify(%s, %s)", (channel, text))
             connection.commit()
 

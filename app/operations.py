@@ -9,20 +9,22 @@ lease (stopped, swapped out, cut off) changes nothing when it comes back.
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import and_, exists, or_, select, update
+from sqlalchemy import Select, and_, bindparam, exists, or_, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from app.auth import Caller
 from app.db import Database, change
 from app.errors import Problem, conflict, not_found
-from app.events import Actor, record
+from app.events import SYSTEM, Actor, record
 from app.ids import new_id
-from app.models import Operation, User
+from app.models import Operation
 from app.states import TRANSITIONS, now
 
 OPEN = ("queued", "running")
@@ -94,6 +96,7 @@ def enqueue(
         resource_kind=resource[0],
         resource_id=resource[1],
         principal_id=caller.id if caller else None,
+        actor=caller.name if caller else SYSTEM.name,
         address=caller.address if caller else None,
         parameters=parameters,
         progress=0,
@@ -151,46 +154,60 @@ def problem_of(operation: Operation) -> Problem:
 
 
 def claim(database: Database, worker: str, lane: str, lease: float) -> Operation | None:
-    """Take the oldest operation of the lane that is due and whose subject has none running, or whose lease is over."""
+    """Take the oldest operation of the lane that is due and whose subject has none running, or whose lease is over.
+
+    Data work keeps its order: one that waits to be tried again is not overtaken. Fences are not held up like that.
+    """
+    moment = now()
+    values: dict[str, Any] = {"in_lane": lane, "moment": moment}
     with database.read() as session:
-        if session.scalar(_claimable(lane, now())) is None:
+        if session.execute(_CLAIMABLE, values).first() is None:
             return None
+    taking = _TAKE_UNLOCKED if database.dialect == "sqlite" else _TAKE
+    values |= {"me": worker, "until": moment + dt.timedelta(seconds=lease)}
     try:
         with database.write() as session:
-            return _take(session, worker, lane, lease)
+            taken = session.execute(taking, values).scalar()
+            return session.get(Operation, taken) if taken else None
     except IntegrityError:
         return None  # another worker started one of the same subject between our look and our write
 
 
-def _claimable(lane: str, moment: dt.datetime) -> Any:
-    other = aliased(Operation)
+def _claimable() -> Select[tuple[UUID]]:
+    lane, moment = bindparam("in_lane", type_=Operation.lane.type), bindparam("moment", type_=Operation.not_before.type)
+    mine, other = Operation.__table__.c, Operation.__table__.alias("other").c
     busy = exists().where(
-        other.subject_id == Operation.subject_id, other.lane == lane, other.state == "running", other.id != Operation.id
+        other.subject_id == mine.subject_id, other.lane == lane, other.state == "running", other.id != mine.id
     )
-    due = and_(Operation.state == "queued", Operation.not_before <= moment, ~busy)
-    orphaned = and_(Operation.state == "running", Operation.lease_until < moment)
-    return select(Operation.id).where(Operation.lane == lane, or_(due, orphaned)).order_by(Operation.id).limit(1)
+    earlier = exists().where(
+        other.subject_id == mine.subject_id,
+        other.lane == lane,
+        other.lane == "data",
+        other.state == "queued",
+        other.id < mine.id,
+    )
+    due = and_(mine.state == "queued", mine.not_before <= moment, ~busy, ~earlier)
+    orphaned = and_(mine.state == "running", mine.lease_until < moment)
+    return select(mine.id).where(mine.lane == lane, or_(due, orphaned)).order_by(mine.id).limit(1)
 
 
-def _take(session: Session, worker: str, lane: str, lease: float) -> Operation | None:
-    moment = now()
-    chosen = _claimable(lane, moment)
-    if session.get_bind().dialect.name == "postgresql":
-        chosen = chosen.with_for_update(skip_locked=True)
-    statement = (
-        update(Operation)
-        .where(Operation.id == chosen.scalar_subquery())
-        .values(
-            state="running",
-            worker=worker,
-            fence=Operation.fence + 1,
-            attempt=Operation.attempt + 1,
-            lease_until=moment + dt.timedelta(seconds=lease),
-            started_at=moment,
-        )
-        .returning(Operation)
-    )
-    return session.scalars(statement, execution_options={"synchronize_session": False}).first()
+def _take(chosen: Select[tuple[UUID]]) -> ReturningUpdate[tuple[UUID]]:
+    table = Operation.metadata.tables[Operation.__tablename__]
+    values = {
+        "state": "running",
+        "worker": bindparam("me"),
+        "fence": table.c.fence + 1,
+        "attempt": table.c.attempt + 1,
+        "lease_until": bindparam("until", type_=Operation.not_before.type),
+        "started_at": bindparam("moment", type_=Operation.not_before.type),
+    }
+    return update(table).where(table.c.id == chosen.scalar_subquery()).values(values).returning(table.c.id)
+
+
+# Built once: putting them together costs more than running them, and a worker asks often.
+_CLAIMABLE = _claimable()
+_TAKE_UNLOCKED = _take(_CLAIMABLE)
+_TAKE = _take(_CLAIMABLE.with_for_update(skip_locked=True))
 
 
 def guarded(session: Session, operation: Operation, **values: Any) -> None:
@@ -224,10 +241,10 @@ def put_back(session: Session, operation: Operation, delay: float, message: str,
     guarded(session, operation, state="queued", not_before=due, lease_until=None, message=message, attempt=attempt)
 
 
-def renew(session: Session, worker: str, lease: float) -> None:
-    """The worker lives: its operations stay its own for another `lease` seconds."""
+def renew(session: Session, worker: str, in_hand: Collection[UUID], lease: float) -> None:
+    """Those the worker really has in hand stay its own for another `lease` seconds."""
     until = now() + dt.timedelta(seconds=lease)
-    mine = (Operation.worker == worker, Operation.state == "running")
+    mine = (Operation.id.in_(in_hand), Operation.worker == worker, Operation.state == "running")
     change(session, update(Operation).where(*mine).values(lease_until=until))
 
 
@@ -239,6 +256,6 @@ def take_over(database: Database, host: str) -> int:
         return change(session, update(Operation).where(*theirs).values(lease_until=over))
 
 
-def actor_of(session: Session, operation: Operation) -> Actor:
-    user = session.get(User, operation.principal_id) if operation.principal_id else None
-    return Actor(user.name if user else "system", operation.address)
+def actor_of(operation: Operation) -> Actor:
+    """Who asked for it, from where: also of everything the worker does for it."""
+    return Actor(operation.actor, operation.address)

@@ -170,11 +170,11 @@ def _mark_missing(outside: Outside, drift: Drift) -> None:
     try:
         with outside.lock(drift.volume_id, "data", timeout=0), outside.database.write() as session:
             volume = session.get(Volume, drift.volume_id)
-            if volume is not None and _is_missing(outside, volume):
-                if transition(
-                    session, Volume, volume.id, "error", only_from=("available", "in-use"), error=drift.found
-                ):
-                    record(session, SYSTEM, "volume.error", ("volume", volume.id), cause=drift.found)
+            if volume is None or not _is_missing(outside, volume):
+                return
+            stable = ("available", "in-use")
+            if transition(session, Volume, volume.id, "error", only_from=stable, error=drift.found):
+                record(session, SYSTEM, "volume.error", ("volume", volume.id), cause=drift.found)
     except LockTimeout:
         return
 

@@ -11,6 +11,9 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, TypeAdapter
+from pydantic_core import PydanticCustomError
+
+from iscsi.names import NAME_MAX, BadName, validate_initiator
 
 MIN_SIZE = 1 << 20
 #: Past every real volume, within every database's BIGINT and JSON's exact integers (RFC 8259 §6).
@@ -34,14 +37,34 @@ def _utc(value: dt.datetime) -> dt.datetime:
     return value.replace(tzinfo=dt.UTC) if value.tzinfo is None else value.astimezone(dt.UTC)
 
 
-Integer = Annotated[int, BeforeValidator(_integral)]
-Size = Annotated[Integer, Field(ge=MIN_SIZE, le=MAX_SIZE, description="bytes")]
+def _initiator(value: str) -> str:
+    try:
+        return validate_initiator(value)
+    except BadName as error:
+        raise PydanticCustomError("bad-initiator", "{reason}", {"reason": str(error)}) from None
+
+
+#: `iscsi.names` as one expression, for those who only read the description.
+_INITIATOR = {
+    "minLength": 15,
+    "maxLength": NAME_MAX,
+    "pattern": (
+        r"^(iqn\.[0-9]{4}-(0[1-9]|1[0-2])(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?){2,}(:[a-z0-9.:-]+)?"
+        r"|eui\.[0-9a-f]{16}|naa\.([0-9a-f]{16}|[0-9a-f]{32}))$"
+    ),
+}
+
+#: Stands last in an annotation: bounds to the left of it are part of the description, to the right they are not.
+Integral = BeforeValidator(_integral)
+Size = Annotated[int, Field(ge=MIN_SIZE, le=MAX_SIZE, description="bytes"), Integral]
 Instant = Annotated[dt.datetime, AfterValidator(_utc)]
 #: One line of printable text without control characters.
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
 Label = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]*$")]
-Cursor = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_-]+$")]
-Initiator = Annotated[str, StringConstraints(min_length=5, max_length=223, pattern=r"^(iqn\.|eui\.|naa\.)[!-~]+$")]
+#: Opaque to clients. Its form is told so that what cannot be one is refused by name.
+Cursor = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{21}[AQgw]$")]
+#: In lower case, the normal form; capitals are folded.
+Initiator = Annotated[str, AfterValidator(_initiator), Field(json_schema_extra=_INITIATOR)]
 Secret = Annotated[str, StringConstraints(min_length=12, max_length=256)]
 #: The header by which a repeated mutation is recognised.
 IdempotencyKey: TypeAdapter[str] = TypeAdapter(
@@ -122,7 +145,7 @@ class OperationFilter(Paging):
 
 class Wait(Request):
     model_config = ConfigDict(extra="forbid", strict=False)
-    wait: float = Field(0, ge=0, le=30, description="seconds to wait for the end")
+    wait: float = Field(0, ge=0, le=30, allow_inf_nan=False, description="seconds to wait for the end")
 
 
 class Detach(DryRun):
@@ -136,9 +159,22 @@ class ShareTarget(DryRun):
 # ---------------------------------------------------------------- requests
 
 
+def _given(name: str) -> dict[str, Any]:
+    """JSON Schema for: this member is there, and not null."""
+    size = {"type": "integer", "minimum": MIN_SIZE, "maximum": MAX_SIZE}
+    identifier = {"type": "string", "format": "uuid"}
+    return {"required": [name], "properties": {name: size if name == "size" else identifier}}
+
+
 class VolumeCreate(Request):
     """An empty volume, or a copy of exactly one of `snapshot` and `volume`."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [_given("size"), _given("snapshot"), _given("volume")],
+            "not": {"allOf": [_given("snapshot"), _given("volume")]},
+        }
+    )
     name: Name | None = None
     size: Size | None = Field(None, description="bytes; may be left out for a copy, which then has its source's size")
     visibility: Visibility = "private"
@@ -147,9 +183,15 @@ class VolumeCreate(Request):
     volume: UUID | None = None
 
 
+def _no_default(schema: dict[str, Any]) -> None:
+    schema.pop("default")
+
+
 class VolumeUpdate(Request):
-    name: Name | None = None
-    visibility: Visibility | None = None
+    """What is left out stays as it is."""
+
+    name: Name | None = Field(None, description="null takes the name away")
+    visibility: Visibility = Field("private", json_schema_extra=_no_default)
     size: Size | None = Field(None, description="bytes; larger than now")
 
 
@@ -201,7 +243,7 @@ class NodeUpdate(Request):
 
 class TokenCreate(Request):
     description: Name | None = None
-    expires_in: Annotated[Integer, Field(ge=60, le=10 * 366 * 86400)] | None = Field(None, description="seconds")
+    expires_in: Annotated[int, Field(ge=60, le=10 * 366 * 86400), Integral] | None = Field(None, description="seconds")
     user: Label | None = Field(None, description="for whom (admin); yourself when left out")
 
 
@@ -216,8 +258,8 @@ class GroupUpdate(Request):
 class QuotaUpdate(Request):
     """null is the site's default."""
 
-    size: Annotated[Integer, Field(ge=0, le=MAX_SIZE)] | None = Field(None, description="bytes")
-    count: Annotated[Integer, Field(ge=0, le=1_000_000)] | None = Field(None, description="volumes and snapshots")
+    size: Annotated[int, Field(ge=0, le=MAX_SIZE), Integral] | None = Field(None, description="bytes")
+    count: Annotated[int, Field(ge=0, le=1_000_000), Integral] | None = Field(None, description="volumes and snapshots")
 
 
 # ---------------------------------------------------------------- answers

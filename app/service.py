@@ -9,9 +9,10 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 
 import migrations
-from app.config import Settings
+from app.config import ConfigError, Settings
 from app.db import Database
 from app.keys import KeyRing
 from app.notify import Bus, Waiters, open_bus
@@ -49,12 +50,18 @@ def alembic_config(url: str) -> Config:
 
 
 def migrate(settings: Settings, revision: str = "head") -> None:
-    """Bring the database to `revision`; safe for two at once."""
-    command.upgrade(alembic_config(settings.database_url), revision)
+    """Bring the database to `revision`; safe for two at once. ConfigError when it is at one that we do not know."""
+    try:
+        command.upgrade(alembic_config(settings.database_url), revision)
+    except CommandError as error:
+        raise ConfigError(
+            f"the database cannot be brought to {revision}: {error}. If a newer version of this service has used it, "
+            "start that one, or restore the backup from before"
+        ) from error
 
 
 def is_migrated(database: Database) -> bool:
     """Whether the database is at the revision this code was written for."""
     head = ScriptDirectory.from_config(alembic_config("")).get_current_head()
-    with database.engine.connect() as connection:
-        return MigrationContext.configure(connection).get_current_revision() == head
+    with database.read() as session:
+        return MigrationContext.configure(session.connection()).get_current_revision() == head

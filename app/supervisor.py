@@ -12,15 +12,19 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 
+from sqlalchemy import delete
+
 from app import accounts
 from app.config import ConfigError, Settings, split_portal, write_effective
 from app.keys import KeyRing, write_private
+from app.models import WorkerBeat
 from app.service import Service, migrate
 from app.worker_process import tgt_daemon
 from blockdev.locks import FileLock
@@ -69,6 +73,8 @@ def prepare(settings: Settings) -> None:
         token = accounts.bootstrap(session)
         if token is not None:
             write_private(settings.home / "admin.token", token + "\n")
+        # The last beat of an earlier worker may be fresh still: it must not answer for the one that starts now.
+        session.execute(delete(WorkerBeat).where(WorkerBeat.host == socket.gethostname()))
     service.database.close()
 
 

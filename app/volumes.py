@@ -106,9 +106,10 @@ def hold_for_copy(session: Session, volume: Volume, needs_detach: str) -> None:
         .where(Volume.id == volume.id, Volume.state.in_(("available", "in-use")), Volume.new_size.is_(None), unwritten)
         .values(readers=Volume.readers + 1)
     )
-    if change(session, held) == 1:
+    held_now = change(session, held) == 1
+    session.refresh(volume)  # now that it cannot change: it may have grown since we found it
+    if held_now:
         return
-    session.refresh(volume)
     if volume.new_size is not None:
         raise _busy(volume)
     if volume.state in ("available", "in-use"):
@@ -191,9 +192,8 @@ def update_record(
     volume = find(session, caller, identifier)
     require_owner(caller, volume)
     plain = {name: getattr(body, name) for name in ("name", "visibility") if name in body.model_fields_set}
-    if plain.get("visibility", "private") is None:
-        raise invalid("/visibility", "missing", "The visibility is private or public.")
     _bump(session, volume, version, **plain)
+    session.refresh(volume)  # its row is ours from here on: it may have grown since we found it
     if plain:
         record(session, caller.actor, "volume.update", ("volume", volume.id), **plain)
     if body.size is None or body.size == volume.size:

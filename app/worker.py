@@ -15,7 +15,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import structlog
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
 from app import operations
 from app.models import Operation, WorkerBeat
@@ -63,6 +63,7 @@ class Worker:
         self.stopping = threading.Event()
         self.ready = threading.Event()
         self._wake = {lane: threading.Event() for lane in LANES}
+        self._in_hand: set[Operation] = set()
 
     # ------------------------------------------------------------ threads
 
@@ -79,9 +80,9 @@ class Worker:
         return threads
 
     def _listen(self) -> None:
-        for _ in self._bus.listen(WORK, POLL, self.stopping):
-            for wake in self._wake.values():
-                wake.set()
+        for lane in self._bus.listen(WORK, POLL, self.stopping):
+            for name in (lane,) if lane in self._wake else LANES:
+                self._wake[name].set()
 
     def _beat(self) -> None:
         """Lease and liveness, also as a file whose age the supervisor watches."""
@@ -92,12 +93,13 @@ class Worker:
             beat_file.write_text(str(time.monotonic()))
             try:
                 self.beat()
-            except OperationalError as error:
+            except SQLAlchemyError as error:
                 log.warning("beat missed", cause=str(error))
 
     def beat(self) -> None:
+        in_hand = {operation.id for operation in self._in_hand.copy()}
         with self.outside.database.write() as session:
-            operations.renew(session, self.name, self.outside.settings.worker.lease)
+            operations.renew(session, self.name, in_hand, self.outside.settings.worker.lease)
             session.merge(WorkerBeat(host=self._host, pid=os.getpid(), ready=self.ready.is_set(), beat_at=now()))
 
     def _dispatch(self, lane: str) -> None:
@@ -119,7 +121,7 @@ class Worker:
             return None
         try:
             return operations.claim(self.outside.database, self.name, lane, self.outside.settings.worker.lease)
-        except OperationalError as error:
+        except SQLAlchemyError as error:
             log.warning("claim failed", cause=str(error))
             return None
 
@@ -127,6 +129,7 @@ class Worker:
 
     def _run(self, operation: Operation) -> None:
         """The edge of a thread: whatever happens is written to the operation, or to the log."""
+        self._in_hand.add(operation)
         try:
             self.work(operation)
         except Lost:
@@ -134,6 +137,7 @@ class Worker:
         except Exception:
             log.exception("operation left for its lease to end", operation=str(operation.id), kind=operation.kind)
         finally:
+            self._in_hand.discard(operation)
             self._wake[operation.lane].set()
 
     def work(self, operation: Operation) -> None:

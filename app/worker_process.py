@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import zlib
@@ -23,6 +24,12 @@ from iscsi.tgt_daemon import TgtDaemon
 log = structlog.get_logger()
 
 
+def _die(failure: threading.ExceptHookArgs) -> None:
+    """A worker that lost a thread is half a worker: end, and let the supervisor start a whole one."""
+    log.critical("thread died", thread=failure.thread and failure.thread.name, exc_info=failure.exc_value)
+    os._exit(70)  # EX_SOFTWARE of sysexits.h
+
+
 def tgt_daemon(settings: Settings) -> TgtDaemon:
     """The private tgtd of this home; its control number is the home's own, so that two homes never meet."""
     control = 1 + zlib.crc32(str(settings.home.resolve()).encode()) % 30000
@@ -32,6 +39,7 @@ def tgt_daemon(settings: Settings) -> TgtDaemon:
 def run(settings: Settings) -> None:
     """Until SIGTERM or SIGINT. The target goes on serving, for the next worker to adopt."""
     logs.configure(settings.log_dir / "worker.log")
+    threading.excepthook = _die
     service = Service(settings, connections=2 * settings.worker.threads + 8)
     with FileLock(settings.run_dir / "worker.lock"):
         _serve(service)

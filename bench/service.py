@@ -31,9 +31,13 @@ class Unexpected(Exception):
 class Api:
     """One keep-alive connection with one token. Not for two threads at once."""
 
+    #: The server closes a connection that was idle for two seconds: ours are made anew before that.
+    IDLE = 1.0
+
     def __init__(self, port: int, token: str) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
         self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json", "Prefer": "wait=30"}
+        self._used = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -44,9 +48,12 @@ class Api:
     def call(self, method: str, path: str, body: Any = None, *, expect: int = 200) -> Any:
         """The answer's document (None when it has none). Raises Unexpected for another status than `expect`."""
         text = None if body is None else json.dumps(body)
+        if time.monotonic() - self._used > self.IDLE:
+            self._connection.close()
         self._connection.request(method, path, text, self._headers)
         answer = self._connection.getresponse()
         content = answer.read()
+        self._used = time.monotonic()
         if answer.status != expect:
             raise Unexpected(method, path, answer.status, content)
         return json.loads(content) if content else None

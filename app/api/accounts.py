@@ -40,6 +40,10 @@ def _links(*names: str) -> tuple[Link, ...]:
     return tuple(Link(201, name, "name", "/name") for name in names)
 
 
+LOCATION = {201: ("Location",)}
+QUOTA = tuple(Link(201, name, "user", "/name") for name in ("get_quota", "set_quota"))
+
+
 @routes.add("GET", "/v1/whoami", answers={200: Whoami})
 def whoami(call: Call) -> Answer:
     """Tell who you are signed in as."""
@@ -61,7 +65,7 @@ def list_users(call: Call) -> Answer:
 
 
 @routes.add("POST", "/v1/users", body=UserCreate, query=DryRun, answers={201: UserDocument},
-            links=_links("get_user", "update_user", "delete_user"))  # fmt: skip
+            headers=LOCATION, links=(*_links("get_user", "update_user", "delete_user"), *QUOTA))  # fmt: skip
 def create_user(call: Call) -> Answer:
     """Create a user or an admin (admin)."""
 
@@ -114,7 +118,7 @@ def list_nodes(call: Call) -> Answer:
 
 
 @routes.add("POST", "/v1/nodes", body=NodeCreate, query=DryRun, answers={201: NodeDocument},
-            links=_links("get_node", "update_node", "delete_node"))  # fmt: skip
+            headers=LOCATION, links=_links("get_node", "update_node", "delete_node"))  # fmt: skip
 def create_node(call: Call) -> Answer:
     """Register a hypervisor by its name and its initiator (admin)."""
 
@@ -202,7 +206,7 @@ def list_groups(call: Call) -> Answer:
 
 
 @routes.add("POST", "/v1/groups", body=GroupCreate, query=DryRun, answers={201: GroupDocument},
-            links=_links("get_group", "update_group", "delete_group"))  # fmt: skip
+            headers=LOCATION, links=_links("get_group", "update_group", "delete_group"))  # fmt: skip
 def create_group(call: Call) -> Answer:
     """Create a group without members (admin)."""
 

@@ -27,7 +27,8 @@ from app.schemas import DryRun, IdempotencyKey, Label
 from app.service import Service
 
 Model = TypeVar("Model", bound=BaseModel)
-ETAG = re.compile(r'(?:W/)?"v(\d{1,18})"')
+#: A weak validator is none here: If-Match compares strongly (RFC 9110 §13.1.1).
+ETAG = re.compile(r'"v(\d{1,18})"', re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Operation:
-    """An entry of the API: `answers` maps each success to its model, `links` an answer's id to what can follow."""
+    """An entry of the API: `answers` maps each success to its model, `headers` to the headers it always has.
+
+    `links` says what can follow an answer.
+    """
 
     method: str
     rule: str
@@ -58,6 +62,7 @@ class Operation:
     public: bool = False
     links: tuple[Link, ...] = ()
     if_match: bool = False
+    headers: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -74,12 +79,16 @@ class Operation:
 
 @dataclass(frozen=True)
 class Link:
-    """After a success with `status`, `operation` may be called with `parameter` taken from the answer at `pointer`."""
+    """After a success with `status`, `operation` may be called with `parameter` taken from the answer at `pointer`.
+
+    `body` maps members of its request to where the answer has them.
+    """
 
     status: int
     operation: str
-    parameter: str
+    parameter: str | None = "id"
     pointer: str = "/id"
+    body: Mapping[str, str] = field(default_factory=dict)
 
 
 class Routes:

@@ -55,7 +55,7 @@ def mutate(call: Call, intend: Intend, answer: Answering | None = None) -> Answe
         return outcome.answer
     if isinstance(outcome, IdempotencyKey):
         return _again(call, outcome, answer)
-    call.service.bus.announce(WORK)
+    call.service.bus.announce(WORK, outcome.lane)
     return wait_for(call, outcome.id, answer, call.wait)
 
 
@@ -69,7 +69,7 @@ def _commit(call: Call, intend: Intend) -> Operation | Done | IdempotencyKey:
         entry = _enter_key(session, call)
         outcome = intend(session)
         if isinstance(outcome, Done):
-            entry.status, entry.body = outcome.answer.status, _without(outcome)
+            entry.status, entry.body = outcome.answer.status, _kept(outcome)
         else:
             entry.operation_id = outcome.id
         return outcome
@@ -98,11 +98,12 @@ def _fingerprint(call: Call) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
-def _without(done: Done) -> dict[str, Any] | None:
-    if done.answer.document is None:
-        return None
-    document: dict[str, Any] = done.answer.document.model_dump(mode="json")
-    return document | {done.secret: None} if done.secret else document
+def _kept(done: Done) -> dict[str, Any]:
+    """What a repeated request is answered with: everything but the secret."""
+    document = done.answer.document.model_dump(mode="json") if done.answer.document else None
+    if document and done.secret:
+        document[done.secret] = None
+    return {"headers": dict(done.answer.headers), "document": document}
 
 
 def _again(call: Call, entry: IdempotencyKey, answer: Answering | None) -> Answer:
@@ -113,8 +114,9 @@ def _again(call: Call, entry: IdempotencyKey, answer: Answering | None) -> Answe
     if entry.operation_id is None:
         assert entry.status is not None
         model = call.operation.answers[entry.status]
-        document = model.model_validate(entry.body) if model and entry.body is not None else None
-        return Answer(entry.status, document)
+        kept = entry.body or {}
+        document = model.model_validate(kept["document"]) if model and kept["document"] is not None else None
+        return Answer(entry.status, document, kept["headers"])
     with call.read() as session:
         operation = session.get(Operation, entry.operation_id)
     if operation is None:
@@ -146,10 +148,10 @@ def await_end(call: Call, operation_id: UUID, seconds: float) -> Operation:
     with call.service.waiters.expect(operation_id) as ended:
         while True:
             with call.read() as session:
-                operation = session.get_one(Operation, operation_id)
-            left = deadline - time.monotonic()
-            if operation.state in FINAL or left <= 0:
-                return operation
+                state = session.scalar(select(Operation.state).where(Operation.id == operation_id))
+                left = deadline - time.monotonic()
+                if state in FINAL or left <= 0:
+                    return session.get_one(Operation, operation_id)
             ended.wait(min(left, 1.0))
             ended.clear()
 

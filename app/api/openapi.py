@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from app.api.contract import PATH_TYPES, Operation
+from app.api.contract import PATH_TYPES, Link, Operation
 from app.schemas import IdempotencyKey, Plan, ProblemDocument
 
 REF = "#/components/schemas/{model}"
@@ -36,7 +36,7 @@ def describe(operations: Iterable[Operation], version: str) -> dict[str, Any]:
                 "token": {"type": "http", "scheme": "bearer"},
                 "password": {"type": "http", "scheme": "basic"},
             },
-            "responses": {"problem": _problem(references)},
+            "responses": {"problem": _problem(references), "unauthorized": _unauthorized(references)},
         },
     }
 
@@ -61,6 +61,10 @@ def _problem(references: dict[type[BaseModel], dict[str, Any]]) -> dict[str, Any
     return {"description": "Problem details (RFC 9457); `code` is stable", "content": content}
 
 
+def _unauthorized(references: dict[type[BaseModel], dict[str, Any]]) -> dict[str, Any]:
+    return _problem(references) | {"headers": {"WWW-Authenticate": HEADERS["WWW-Authenticate"] | {"required": True}}}
+
+
 def _described(operation: Operation, references: dict[type[BaseModel], dict[str, Any]]) -> dict[str, Any]:
     described: dict[str, Any] = {
         "operationId": operation.name,
@@ -77,9 +81,23 @@ def _described(operation: Operation, references: dict[type[BaseModel], dict[str,
     return described
 
 
+# ---------------------------------------------------------------- parameters
+
+PATH = {"id": "the resource's id", "name": "the resource's name", "user": "whose: a user's or a node's name"}
+ETAG = {"type": "string", "pattern": '^"v[0-9]{1,18}"$'}
+KEY = "recognises a repeated request for 24 hours: it is answered again and does nothing"
+PREFER = "`wait=SECONDS`, 0 to 30: how long to wait for the end before the answer is 202 (RFC 7240)"
+MATCH = "the ETag of the record as you read it: 412 when it has changed since"
+
+
+def _parameter(place: str, name: str, description: str | None, schema: dict[str, Any], **more: Any) -> dict[str, Any]:
+    described = {"name": name, "in": place, "required": False, "schema": schema}
+    return described | ({"description": description} if description else {}) | more
+
+
 def _path(operation: Operation) -> list[dict[str, Any]]:
     return [
-        {"name": name, "in": "path", "required": True, "schema": PATH_TYPES[name].json_schema()}
+        _parameter("path", name, PATH[name], PATH_TYPES[name].json_schema(), required=True)
         for name in operation.parameters
     ]
 
@@ -89,9 +107,10 @@ def _query(operation: Operation) -> list[dict[str, Any]]:
         return []
     schema = operation.query.model_json_schema(ref_template=REF)
     return [
-        {"name": name, "in": "query", "required": name in schema.get("required", []), "schema": _not_null(member)}
+        _parameter("query", name, member.pop("description", None), _not_null(member),
+                   required=name in schema.get("required", []))
         for name, member in schema["properties"].items()
-    ]
+    ]  # fmt: skip
 
 
 def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
@@ -106,37 +125,63 @@ def _not_null(schema: dict[str, Any]) -> dict[str, Any]:
 def _headers(operation: Operation) -> list[dict[str, Any]]:
     headers = []
     if operation.mutation:
-        key = IdempotencyKey.json_schema()
-        headers.append({"name": "Idempotency-Key", "in": "header", "required": False, "schema": key})
+        headers.append(_parameter("header", "Idempotency-Key", KEY, IdempotencyKey.json_schema()))
     if operation.if_match:
-        tag = {"type": "string", "pattern": '^"v[0-9]{1,18}"$'}
-        headers.append({"name": "If-Match", "in": "header", "required": False, "schema": tag})
+        headers.append(_parameter("header", "If-Match", MATCH, ETAG, example='"v1"'))
+    if 202 in operation.answers:
+        headers.append(_parameter("header", "Prefer", PREFER, {"type": "string"}, example="wait=10"))
     return headers
 
 
+# ---------------------------------------------------------------- answers
+
+HEADERS: dict[str, dict[str, Any]] = {
+    "ETag": {"description": "the version of the record, for If-Match", "schema": ETAG},
+    "Location": {"description": "where the record is", "schema": {"type": "string", "format": "uri-reference"}},
+    "Retry-After": {"description": "seconds", "schema": {"type": "integer", "minimum": 0}},
+    "WWW-Authenticate": {"description": "how to sign in", "schema": {"type": "string"}},
+}
+#: Where every operation that is not done yet can be followed.
+WATCH = (Link(202, "get_operation"), Link(202, "cancel_operation"))
+
+
 def _responses(operation: Operation, references: dict[type[BaseModel], dict[str, Any]]) -> dict[str, Any]:
-    responses: dict[str, Any] = {}
     answers = {status: [references[model]] if model else [] for status, model in operation.answers.items()}
     if operation.mutation:
         answers.setdefault(200, []).append(references[Plan])
-    for status, schemas in answers.items():
-        response: dict[str, Any] = {"description": HTTPStatus(status).phrase}
-        if schemas:
-            schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
-            response["content"] = {"application/json": {"schema": schema}}
-        links = {link.operation: _link(link) for link in operation.links if link.status == status}
-        if links:
-            response["links"] = links
-        responses[str(status)] = response
-    return responses | dict.fromkeys(_refusals(operation), PROBLEM) | {"default": PROBLEM}
+    responses: dict[str, Any] = {
+        str(status): _response(operation, status, schemas) for status, schemas in answers.items()
+    }
+    responses |= dict.fromkeys(_refusals(operation), PROBLEM)
+    if not operation.public:
+        responses["401"] = {"$ref": "#/components/responses/unauthorized"}
+    return responses | {"default": PROBLEM}
 
 
-def _link(link: Any) -> dict[str, Any]:
-    return {"operationId": link.operation, "parameters": {link.parameter: f"$response.body#{link.pointer}"}}
+def _response(operation: Operation, status: int, schemas: list[dict[str, Any]]) -> dict[str, Any]:
+    response: dict[str, Any] = {"description": HTTPStatus(status).phrase}
+    if schemas:
+        schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+        response["content"] = {"application/json": {"schema": schema}}
+    names = ("Location", "Retry-After") if status == 202 else operation.headers.get(status, ())
+    if names:
+        always = status != 200 or not operation.mutation  # a plan is no record and has no version
+        response["headers"] = {name: HEADERS[name] | {"required": always} for name in names}
+    links = {link.operation: _link(link) for link in (*operation.links, *WATCH) if link.status == status}
+    return response | ({"links": links} if links else {})
+
+
+def _link(link: Link) -> dict[str, Any]:
+    described: dict[str, Any] = {"operationId": link.operation}
+    if link.parameter:
+        described["parameters"] = {link.parameter: f"$response.body#{link.pointer}"}
+    if link.body:
+        described["requestBody"] = {name: f"$response.body#{pointer}" for name, pointer in link.body.items()}
+    return described
 
 
 def _refusals(operation: Operation) -> list[str]:
-    codes = [] if operation.public else ["401", "403"]
+    codes = [] if operation.public else ["403"]
     if operation.parameters:
         codes.append("404")
     if operation.mutation:

@@ -19,7 +19,7 @@ def list_snapshots(call: Call) -> Answer:
         return Answer(200, documents.page(SnapshotPage, found, documents.snapshot))
 
 
-@routes.add("GET", "/v1/snapshots/{id}", answers={200: SnapshotDocument})
+@routes.add("GET", "/v1/snapshots/{id}", answers={200: SnapshotDocument}, headers={200: ("ETag",)})
 def get_snapshot(call: Call) -> Answer:
     """Show a snapshot."""
     with call.read() as session:

@@ -46,11 +46,15 @@ def _shown(call: Call, session: Session, identifier: UUID, status: int = 200) ->
     return Answer(status, documents.volume(found, call.caller), headers)
 
 
-FOLLOW = _links("get_volume", "update_volume", "create_attachment", "create_snapshot", "list_shares", "delete_volume")
+FOLLOW = (
+    *_links("get_volume", "update_volume", "create_attachment", "create_snapshot", "reset_volume_state"),
+    *_links("list_shares", "share_volume", "unshare_volume", "delete_volume"),
+    Link(201, "create_volume", None, body={"volume": "/id"}),
+)
 
 
 @routes.add("POST", "/v1/volumes", body=VolumeCreate, query=DryRun, links=FOLLOW,
-            answers={201: VolumeDocument, 202: OperationDocument})  # fmt: skip
+            answers={201: VolumeDocument, 202: OperationDocument}, headers={201: ("Location", "ETag")})  # fmt: skip
 def create_volume(call: Call) -> Answer:
     """Create a volume, empty or as a copy of a snapshot or a volume."""
     return mutate(
@@ -68,7 +72,7 @@ def list_volumes(call: Call) -> Answer:
         return Answer(200, documents.page(VolumePage, found, lambda v: documents.volume(v, call.caller)))
 
 
-@routes.add("GET", "/v1/volumes/{id}", answers={200: VolumeDocument})
+@routes.add("GET", "/v1/volumes/{id}", answers={200: VolumeDocument}, headers={200: ("ETag",)})
 def get_volume(call: Call) -> Answer:
     """Show a volume."""
     with call.read() as session:
@@ -76,7 +80,7 @@ def get_volume(call: Call) -> Answer:
 
 
 @routes.add("PATCH", "/v1/volumes/{id}", body=VolumeUpdate, query=DryRun, if_match=True,
-            answers={200: VolumeDocument, 202: OperationDocument})  # fmt: skip
+            answers={200: VolumeDocument, 202: OperationDocument}, headers={200: ("ETag",)})  # fmt: skip
 def update_volume(call: Call) -> Answer:
     """Rename, publish or grow a volume."""
 
@@ -96,7 +100,7 @@ def delete_volume(call: Call) -> Answer:
 
 @routes.add("POST", "/v1/volumes/{id}/attachments", body=AttachmentCreate, query=DryRun,
             links=_links("get_attachment", "read_connection", "delete_attachment"),
-            answers={201: AttachmentWithConnection, 202: OperationDocument})  # fmt: skip
+            answers={201: AttachmentWithConnection, 202: OperationDocument}, headers={201: ("Location",)})  # fmt: skip
 def create_attachment(call: Call) -> Answer:
     """Attach a volume to one initiator; the answer holds the connection and its secret."""
     service = call.service
@@ -123,8 +127,10 @@ def _with_connection(call: Call, session: Session, found: Attachment) -> Attachm
 
 
 @routes.add("POST", "/v1/volumes/{id}/snapshots", body=SnapshotCreate, query=DryRun,
-            links=_links("get_snapshot", "delete_snapshot"),
-            answers={201: SnapshotDocument, 202: OperationDocument})  # fmt: skip
+            links=(*_links("get_snapshot", "delete_snapshot"),
+                   Link(201, "revert_volume", pointer="/volume_id", body={"snapshot": "/id"}),
+                   Link(201, "create_volume", None, body={"snapshot": "/id"})),
+            answers={201: SnapshotDocument, 202: OperationDocument}, headers={201: ("Location", "ETag")})  # fmt: skip
 def create_snapshot(call: Call) -> Answer:
     """Keep a volume's bytes as they are now."""
 
@@ -138,7 +144,7 @@ def create_snapshot(call: Call) -> Answer:
 
 
 @routes.add("POST", "/v1/volumes/{id}/revert", body=Revert, query=DryRun,
-            answers={200: VolumeDocument, 202: OperationDocument})  # fmt: skip
+            answers={200: VolumeDocument, 202: OperationDocument}, headers={200: ("ETag",)})  # fmt: skip
 def revert_volume(call: Call) -> Answer:
     """Give a detached volume the bytes of one of its snapshots again."""
     return mutate(
@@ -149,7 +155,7 @@ def revert_volume(call: Call) -> Answer:
 
 
 @routes.add("POST", "/v1/volumes/{id}/reset-state", body=Empty, query=DryRun,
-            answers={200: VolumeDocument, 202: OperationDocument})  # fmt: skip
+            answers={200: VolumeDocument, 202: OperationDocument}, headers={200: ("ETag",)})  # fmt: skip
 def reset_volume_state(call: Call) -> Answer:
     """Derive a volume's state again from what is really there (admin)."""
     return mutate(

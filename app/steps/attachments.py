@@ -41,7 +41,7 @@ def attach(job: Job) -> Settle:
             resource = ("attachment", attachment.id)
             record(
                 session,
-                actor_of(session, job.operation),
+                actor_of(job.operation),
                 "attachment.attached",
                 resource,
                 volume=str(attachment.volume_id),
@@ -87,7 +87,7 @@ def detach(job: Job) -> Settle:
         receipt = {"initiator": attachment.initiator, "sessions_left": 0, "target_removed": not others}
         resource = ("attachment", attachment.id)
         volume = str(attachment.volume_id)
-        record(session, actor_of(session, job.operation), "attachment.detached", resource, volume=volume, **receipt)
+        record(session, actor_of(job.operation), "attachment.detached", resource, volume=volume, **receipt)
 
     return settle
 

@@ -19,7 +19,7 @@ from app.steps.volumes import release_source
 
 def _told(session: Session, operation: Operation, kind: str, **detail: object) -> None:
     resource = ("snapshot", operation.resource_id)
-    record(session, actor_of(session, operation), kind, resource, operation=str(operation.id), **detail)
+    record(session, actor_of(operation), kind, resource, operation=str(operation.id), **detail)
 
 
 def create(job: Job) -> Settle:

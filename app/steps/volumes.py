@@ -21,7 +21,7 @@ from pools import BackingMissing
 
 
 def _told(session: Session, operation: Operation, kind: str, volume_id: UUID, **detail: object) -> None:
-    record(session, actor_of(session, operation), kind, ("volume", volume_id), operation=str(operation.id), **detail)
+    record(session, actor_of(operation), kind, ("volume", volume_id), operation=str(operation.id), **detail)
 
 
 def _broken(session: Session, operation: Operation, error: Exception) -> None:
@@ -137,8 +137,9 @@ def grow_failed(session: Session, operation: Operation, error: Exception) -> Non
     volume = session.get(Volume, operation.resource_id)
     if volume is None or volume.new_size is None:
         return
-    capacity.release(session, volume.owner_id, volume.pool, volume.new_size - volume.size, count=0)
-    volume.new_size = None
+    growth, volume.new_size = volume.new_size - volume.size, None
+    session.flush()  # the volume first, then what is charged for it: the order in which everyone locks these rows
+    capacity.release(session, volume.owner_id, volume.pool, growth, count=0)
     _told(session, operation, "volume.grow-failed", volume.id, cause=str(error))
 
 
@@ -194,7 +195,7 @@ def reset(job: Job) -> Settle:
     def settle(session: Session) -> None:
         held = session.get_one(Volume, volume.id, populate_existing=True).held_mode is not None
         state = "error" if missing else "in-use" if held else "available"
-        transition(session, Volume, volume.id, state, error=missing)
+        transition(session, Volume, volume.id, state, Volume.state != "deleting", error=missing)
         _told(session, job.operation, "volume.state-reset", volume.id, state=state, error=missing)
 
     return settle

@@ -143,6 +143,7 @@ def upgrade() -> None:
         sa.Column("resource_kind", sa.String(length=32), nullable=False),
         sa.Column("resource_id", sa.Uuid(), nullable=False),
         sa.Column("principal_id", sa.Uuid(), nullable=True),
+        sa.Column("actor", sa.String(length=64), nullable=False),
         sa.Column("address", sa.String(length=64), nullable=True),
         sa.Column("parameters", sa.JSON(), nullable=False),
         sa.Column("progress", sa.Integer(), nullable=False),
@@ -167,6 +168,13 @@ def upgrade() -> None:
         batch_op.create_index(
             "ix_operations_open",
             ["lane", "id"],
+            unique=False,
+            sqlite_where=sa.text("state IN ('queued', 'running')"),
+            postgresql_where=sa.text("state IN ('queued', 'running')"),
+        )
+        batch_op.create_index(
+            "ix_operations_open_subject",
+            ["subject_id", "lane", "id"],
             unique=False,
             sqlite_where=sa.text("state IN ('queued', 'running')"),
             postgresql_where=sa.text("state IN ('queued', 'running')"),

@@ -99,7 +99,7 @@ class RunningService:
         assert self.process.poll() is None, f"serve ended with {self.process.returncode}: {self.output()}"
         try:
             return requests.get(self.base + "/readyz", timeout=5).status_code == 200
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):
             return False
 
     def output(self) -> str:
