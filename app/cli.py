@@ -57,6 +57,7 @@ def _flags(options: dict[str, Any]) -> dict[str, Any]:
 @click.version_option(package_name="stratus-storage")
 def main() -> None:
     """Persistent iSCSI volumes for machines: run the service, look after it."""
+    os.umask(0o077)  # whatever is made below a home that exists already is nobody else's to read
 
 
 # ---------------------------------------------------------------- the service

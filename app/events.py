@@ -12,10 +12,11 @@ import datetime as dt
 import hashlib
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import UUID
 
 from cryptography.exceptions import InvalidSignature
@@ -30,6 +31,8 @@ from app.models import Event
 
 GENESIS = "0" * 64
 BATCH = 500
+#: A signed head is a line of about 300 bytes.
+LONGEST_HEAD = 4096
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ def seal(database: Database) -> int:
 
 
 def sign_head(database: Database, signer: Signer, heads: Path) -> bool:
-    """Append the signed head of the chain to the file `heads`, unless it is there already."""
+    """Append the signed head of the chain to the file `heads`, unless it is there already. Called by one worker only."""
     with database.read() as session:
         head = session.execute(
             select(Event.sequence, Event.hash)
@@ -105,28 +108,46 @@ def sign_head(database: Database, signer: Signer, heads: Path) -> bool:
             .order_by(Event.sequence.desc())
             .limit(1)
         ).first()
-    last = None
-    for last in read_heads(heads):  # noqa: B007 (only the last one matters)
-        pass
-    if head is None or (last and last["sequence"] == head.sequence):
+    if head is None:
         return False
-    document = {"sequence": head.sequence, "hash": head.hash, "at": dt.datetime.now(dt.UTC).isoformat()}
-    line = json.dumps(document | {"key": signer.public, "signature": signer.sign(_signed(document))})
-    with heads.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
+    with heads.open("a+b") as file:
+        if _last_signed(file) == head.sequence:
+            return False
+        document = {"sequence": head.sequence, "hash": head.hash, "at": dt.datetime.now(dt.UTC).isoformat()}
+        line = json.dumps(document | {"key": signer.public, "signature": signer.sign(_signed(document))})
+        file.write(line.encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
     return True
+
+
+def _last_signed(file: BinaryIO) -> int | None:
+    """The sequence in the last line; what a power cut left of a line after it is cut off."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - LONGEST_HEAD))
+    tail = file.read()
+    whole = tail[: tail.rfind(b"\n") + 1]
+    file.truncate(size - len(tail) + len(whole))
+    return json.loads(whole.splitlines()[-1])["sequence"] if whole else None
 
 
 def _signed(head: dict[str, Any]) -> bytes:
     return f"{head['sequence']}:{head['hash']}:{head['at']}".encode()
 
 
-def read_heads(path: Path) -> Iterator[dict[str, Any]]:
+def _read_heads(path: Path) -> Iterator[dict[str, Any]]:
+    """Every complete line; an empty document for one that is no JSON object."""
     if path.exists():
-        with path.open(encoding="utf-8") as file:
-            yield from (json.loads(line) for line in file if line.endswith("\n"))
+        with path.open("rb") as file:
+            yield from (_parsed(line) for line in file if line.endswith(b"\n"))
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 @dataclass(frozen=True)
@@ -145,10 +166,13 @@ def verify(database: Database, heads_file: Path, public_key: str | None = None) 
     `public_key` (base64) is the one the heads must be signed with; left out, each head's own key is believed, which
     proves order but not origin.
     """
-    heads = {head["sequence"]: head for head in read_heads(heads_file)}
-    bad = next((h for h in heads.values() if not _signature_holds(h, public_key)), None)
-    if bad:
-        return Verdict(0, 0, len(heads), f"the signature of head {bad['sequence']} in {heads_file} does not hold")
+    heads = list(_read_heads(heads_file))
+    for line, head in enumerate(heads, start=1):
+        if not _signature_holds(head, public_key):
+            return Verdict(0, 0, len(heads), f"the signature in line {line} of {heads_file} does not hold")
+    signed: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for head in heads:
+        signed[head["sequence"]].append(head)
     previous, count = GENESIS, 0
     with database.read() as session:
         unsealed = len(session.scalars(select(Event.id).where(Event.sequence.is_(None))).all())
@@ -156,33 +180,30 @@ def verify(database: Database, heads_file: Path, public_key: str | None = None) 
             select(Event).where(Event.sequence.is_not(None)).order_by(Event.sequence).execution_options(yield_per=BATCH)
         )
         for count, event in enumerate(chain, start=1):
-            broken = _broken(event, count, previous, heads.get(count))
+            broken = _broken(event, count, previous, signed[count])
             if broken:
                 return Verdict(count - 1, unsealed, len(heads), broken)
             previous = event.hash or ""
-    beyond = [sequence for sequence in heads if sequence > count]
+    beyond = [sequence for sequence in signed if sequence > count]
     broken = (
         f"the chain ends at {count}, but a head was signed at {max(beyond)}: its tail was cut off" if beyond else None
     )
     return Verdict(count, unsealed, len(heads), broken)
 
 
-def _broken(event: Event, expected: int, previous: str, head: dict[str, Any] | None) -> str | None:
+def _broken(event: Event, expected: int, previous: str, heads: list[dict[str, Any]]) -> str | None:
     if event.sequence != expected:
         return f"event {expected} is missing (the next one is {event.sequence})"
     if event.previous != previous or event.hash != digest(event, expected, previous):
         return f"event {expected} ({event.id}, {event.kind}) was changed"
-    if head is not None and head["hash"] != event.hash:
-        return f"event {expected} is not the one whose hash was signed at {head['at']}"
-    return None
+    other = next((head for head in heads if head["hash"] != event.hash), None)
+    return f"event {expected} is not the one whose hash was signed at {other['at']}" if other else None
 
 
 def _signature_holds(head: dict[str, Any], public_key: str | None) -> bool:
-    if public_key is not None and head["key"] != public_key:
-        return False
-    key = Ed25519PublicKey.from_public_bytes(base64.b64decode(head["key"]))
     try:
+        key = Ed25519PublicKey.from_public_bytes(base64.b64decode(head["key"]))
         key.verify(base64.b64decode(head["signature"]), _signed(head))
-    except InvalidSignature:
+    except (InvalidSignature, KeyError, TypeError, ValueError):
         return False
-    return True
+    return public_key is None or bool(head["key"] == public_key)

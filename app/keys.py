@@ -124,11 +124,14 @@ class Signer:
 
     @classmethod
     def load_or_create(cls, path: Path) -> Signer:
+        """The key in `path`, its public half beside it in `.pub`. Raises KeyFileError when others can read the key."""
         if not path.exists():
             key = Ed25519PrivateKey.generate()
             raw = key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
             write_private(path, base64.b64encode(raw).decode())
-        return cls(Ed25519PrivateKey.from_private_bytes(base64.b64decode(read_private(path))))
+        signer = cls(Ed25519PrivateKey.from_private_bytes(base64.b64decode(read_private(path))))
+        write_private(path.with_suffix(".pub"), signer.public + "\n")
+        return signer
 
     def sign(self, message: bytes) -> str:
         return base64.b64encode(self._key.sign(message)).decode()

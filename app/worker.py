@@ -27,7 +27,7 @@ from app.steps import HANDLERS
 from app.steps.job import Again, Job, Settle, Vanished
 from blockdev.command import CommandError
 from iscsi.target import TargetError, TargetLimit, TargetUnavailable
-from pools import BackingMissing, PoolError, PoolFull, PoolUnusable, SizeMismatch
+from pools import BackingMissing, PoolError, PoolFull, PoolUnusable, SizeMismatch, SizeTooLarge
 
 log = structlog.get_logger()
 LANES = ("data", "export")
@@ -42,6 +42,7 @@ CODES: tuple[tuple[type[Exception], str], ...] = (
     (PoolUnusable, "pool-unusable"),
     (BackingMissing, "backing-missing"),
     (SizeMismatch, "size-mismatch"),
+    (SizeTooLarge, "size-too-large"),
     (PoolError, "pool-failed"),
     (TargetLimit, "target-limit"),
     (TargetUnavailable, "target-unavailable"),

@@ -13,20 +13,26 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 Address = IPv4Address | IPv6Address
 Sockets = dict[int, tuple[int, Address]]  # inode -> (descriptor in tgtd, peer)
 
+_LIBC = ctypes.CDLL(None, use_errno=True)
 _PIDFD_GETFD = 438
-_ESTABLISHED = "01"
+_TCP_ESTABLISHED = 1  # include/net/tcp_states.h
+
+
+class _Closed(Exception):
+    """The process closed this descriptor meanwhile, and its number may mean another socket now."""
 
 
 def close_unfinished(
@@ -68,13 +74,49 @@ def _unfinished(pid: int, sessions: Callable[[], set[tuple[int, int, str]]], amo
 
 
 def _established(pid: int) -> Sockets:
+    """Its TCP connections, asked of copies of its sockets, or where we may not copy them, of the kernel's tables.
+
+    The tables cost milliseconds however few lines they have: the kernel walks every bucket of a large hash.
+    """
     descriptors = _socket_descriptors(pid)
+    try:
+        return _by_copies(pid, descriptors)
+    except OSError:
+        return _by_tables(pid, descriptors)
+
+
+def _by_copies(pid: int, descriptors: dict[int, int]) -> Sockets:
+    found: Sockets = {}
+    process = os.pidfd_open(pid)
+    try:
+        for inode, descriptor in descriptors.items():
+            with contextlib.suppress(_Closed), _copied(process, descriptor, inode) as connection:
+                if peer := _connected_to(connection):
+                    found[inode] = descriptor, peer
+    finally:
+        os.close(process)
+    return found
+
+
+def _connected_to(connection: socket.socket) -> Address | None:
+    """The peer of an established TCP connection; None for any other socket."""
+    if connection.family not in (socket.AF_INET, socket.AF_INET6) or connection.type != socket.SOCK_STREAM:
+        return None
+    try:
+        if connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_ESTABLISHED:
+            return None
+        return _plain(connection.getpeername()[0])
+    except OSError:  # it ended between the two
+        return None
+
+
+def _by_tables(pid: int, descriptors: dict[int, int]) -> Sockets:
     found: Sockets = {}
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
             fields = line.split()
             inode = int(fields[9])
-            if fields[3] == _ESTABLISHED and inode in descriptors:
+            if int(fields[3], 16) == _TCP_ESTABLISHED and inode in descriptors:
                 found[inode] = descriptors[inode], _peer(fields[2])
     return found
 
@@ -104,15 +146,25 @@ def _plain(text: str) -> Address:
 
 
 def _shut_down(pid: int, descriptor: int, inode: int) -> None:
-    """Shut down another process' socket (pidfd_getfd(2)); it sees the end of the stream. Raises OSError."""
+    """Shut down another process' socket; it sees the end of the stream. Raises OSError."""
     process = os.pidfd_open(pid)
     try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        copy = libc.syscall(_PIDFD_GETFD, process, descriptor, 0)
-        if copy < 0:
-            raise OSError(ctypes.get_errno(), "pidfd_getfd")
-        with socket.socket(fileno=copy) as connection:
-            if os.fstat(copy).st_ino == inode:  # else tgtd closed it, and the number means another one now
-                connection.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(_Closed), _copied(process, descriptor, inode) as connection:
+            connection.shutdown(socket.SHUT_RDWR)
     finally:
         os.close(process)
+
+
+@contextlib.contextmanager
+def _copied(process: int, descriptor: int, inode: int) -> Iterator[socket.socket]:
+    """Our own copy of another process' socket (pidfd_getfd(2)). Raises _Closed, OSError."""
+    copy = _LIBC.syscall(_PIDFD_GETFD, process, descriptor, 0)
+    if copy < 0:
+        number = ctypes.get_errno()
+        if number == errno.EBADF:
+            raise _Closed
+        raise OSError(number, os.strerror(number))
+    with socket.socket(fileno=copy) as connection:
+        if os.fstat(copy).st_ino != inode:
+            raise _Closed
+        yield connection
