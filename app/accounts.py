@@ -98,8 +98,9 @@ def change_user(session: Session, caller: Caller, name: str, body: UserUpdate) -
 
 
 def _keep_one_admin(session: Session, user: User, stays: bool) -> None:
-    others = exists().where(User.role == "admin", User.enabled, User.id != user.id)
-    if user.role == "admin" and not stays and not session.scalar(select(others)):
+    # Locked where the database can (one write at a time where it cannot), so that two do not each count on the other.
+    admins = select(User.id).where(User.role == "admin", User.enabled).order_by(User.id).with_for_update()
+    if user.role == "admin" and not stays and not set(session.scalars(admins)) - {user.id}:
         raise conflict("last-admin", "This is the last admin; make another one first.")
 
 

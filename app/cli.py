@@ -365,7 +365,11 @@ def quota_set(settings: Settings, user: str, size: str | None, count: int | None
     from app import accounts
     from blockdev.units import parse_size
 
-    body = _valid("QuotaUpdate", size=parse_size(size) if size else None, count=count)
+    try:
+        wanted = parse_size(size) if size else None
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    body = _valid("QuotaUpdate", size=wanted, count=count)
     _act(settings, lambda session, caller: accounts.set_quota(session, settings, caller, user, body))
 
 

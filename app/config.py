@@ -170,13 +170,15 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     """`STRATUS_SERVER__LISTEN=…` → {"server": {"listen": …}}; lists and tables are JSON."""
     found: dict[str, Any] = {}
-    for variable, text in environ.items():
+    for variable, text in sorted(environ.items()):
         if not variable.startswith("STRATUS_") or "__" not in variable:
             continue
         *parents, leaf = variable.removeprefix("STRATUS_").lower().split("__")
         place = found
         for parent in parents:
             place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"{variable}: {parent} has a value of its own already")
         place[leaf] = _value(text)
     return found
 
@@ -202,7 +204,7 @@ def load(home: Path, file: Path | None = None, *, environ: Mapping[str, str] | N
     if file is not None or source.exists():
         try:
             values = tomllib.loads(source.read_text(encoding="utf-8"))
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, ValueError) as error:  # no such file, no UTF-8, no TOML
             raise ConfigError(f"{source}: {error}") from error
     _merge(values, from_environment(os.environ if environ is None else environ))
     _merge(values, flags or {})

@@ -180,7 +180,7 @@ def verify(database: Database, heads_file: Path, public_key: str | None = None) 
             select(Event).where(Event.sequence.is_not(None)).order_by(Event.sequence).execution_options(yield_per=BATCH)
         )
         for count, event in enumerate(chain, start=1):
-            broken = _broken(event, count, previous, signed[count])
+            broken = _broken(event, count, previous, signed.get(count, []))
             if broken:
                 return Verdict(count - 1, unsealed, len(heads), broken)
             previous = event.hash or ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import struct
 import threading
 from collections import defaultdict
 from contextlib import contextmanager, suppress
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 WORK = "stratus_work"
 DONE = "stratus_done"
+#: How long a word waits for room at its listener, as a timeval: a queue holds ten (net.unix.max_dgram_qlen, unix(7)).
+PATIENCE = struct.pack("ll", 0, 50_000)
 
 
 class Bus(Protocol):
@@ -41,7 +44,8 @@ class SocketBus:
     def __init__(self, run_dir: Path) -> None:
         self._run = run_dir
         (run_dir / "waiters").mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._sender.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, PATIENCE)
 
     def announce(self, channel: str, text: str = "") -> None:
         receivers = [self._run / "worker.sock"] if channel == WORK else list((self._run / "waiters").iterdir())
@@ -51,12 +55,17 @@ class SocketBus:
     def _send(self, path: Path, text: str) -> None:
         try:
             with _short(path) as address:
-                self._sender.sendto(text.encode() or b"-", address)
+                self._sender.sendto(text.encode() or b"-", self._flags(path), address)
         except ConnectionRefusedError:
             if path.parent.name == "waiters":  # its process is gone
                 path.unlink(missing_ok=True)
         except (FileNotFoundError, BlockingIOError):
             pass  # nobody is there, or has more than enough to read: both look by themselves
+
+    @staticmethod
+    def _flags(path: Path) -> int:
+        """A worker with ten words to read is awake; for who waits, each word is another operation."""
+        return socket.MSG_DONTWAIT if path.name == "worker.sock" else 0
 
     def listen(self, channel: str, idle: float, stop: threading.Event) -> Iterator[str | None]:
         name = "worker.sock" if channel == WORK else f"waiters/{os.getpid()}-{secrets.token_hex(4)}"

@@ -32,6 +32,8 @@ from blockdev.locks import FileLock
 PR_SET_CHILD_SUBREAPER = 36
 #: How long an orderly stop may take before it is no longer waited for, seconds.
 GRACE = 30.0
+#: How long a worker may take to its first beat, seconds: it looks at every pool before, on a host that may be busy.
+FIRST_BEAT = 60.0
 
 
 def check_listen(settings: Settings) -> None:
@@ -176,19 +178,22 @@ class Supervisor:
 
     def _kill_if_silent(self) -> None:
         """A worker that is stopped, or hangs, holds the locks of its volumes: its successor needs it dead."""
-        process, lease = self.worker.process, self._settings.worker.lease
-        if process is None or process.poll() is not None or time.monotonic() - self.worker.started < lease:
+        process, started = self.worker.process, self.worker.started
+        if process is None or process.poll() is not None:
             return
-        age = time.monotonic() - self._last_beat()
-        if age > lease:
+        beat = self._last_beat()
+        lease = self._settings.worker.lease
+        age = time.monotonic() - max(beat, started)
+        if age > (lease if beat > started else max(FIRST_BEAT, lease)):
             say(f"the worker has been silent for {age:.0f} s; killing it")
             process.kill()
 
     def _last_beat(self) -> float:
+        """On the monotonic clock, of this worker or an earlier one; 0 when there was none."""
         try:
             return float((self._settings.run_dir / "worker.beat").read_text())
         except FileNotFoundError:
-            return self.worker.started
+            return 0.0
         except ValueError:  # just being written
             return time.monotonic()
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import pairwise
 from statistics import median
 from uuid import UUID
 
@@ -43,16 +44,16 @@ def _cycle(api: Api, size: int) -> list[Request]:
     """One cycle: the kind of each operation, its resource, and when it was asked for and answered."""
     done: list[Request] = []
 
-    def timed(kind: str, act: Callable[[], str]) -> str:
+    def timed(kind: str, act: Callable[[], str | None], resource: str = "") -> str:
         began = time.time()
-        resource = act()
-        done.append((kind, UUID(resource), began, time.time()))
-        return resource
+        made = act()
+        done.append((kind, UUID(made or resource), began, time.time()))
+        return made or resource
 
     volume = timed("volume.create", lambda: api.create_volume(size))
     attachment = timed("attachment.attach", lambda: str(api.attach(volume)["id"]))
-    timed("attachment.detach", lambda: api.detach(attachment) or attachment)
-    timed("volume.delete", lambda: api.delete_volume(volume) or volume)
+    timed("attachment.detach", lambda: api.detach(attachment), attachment)
+    timed("volume.delete", lambda: api.delete_volume(volume), volume)
     return done
 
 
@@ -68,7 +69,7 @@ def _phases(service: Service, requests: list[Request]) -> Trace:
         assert row.started_at is not None
         assert row.finished_at is not None
         times = [began, *(at.timestamp() for at in (row.created_at, row.started_at, row.finished_at)), ended]
-        found[kind].append(tuple((after - before) * 1000 for before, after in zip(times, times[1:], strict=False)))
+        found[kind].append(tuple((after - before) * 1000 for before, after in pairwise(times)))
     return found
 
 

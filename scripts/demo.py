@@ -55,8 +55,11 @@ class Shell:
 
     def run(self, *argv: str, status: int | None = 0, into: str = "", given: dict[str, str] | None = None,
             typed: str = "") -> str:  # fmt: skip
-        """What the command prints. `status` is the exit code it must have, None any but 0; `into` a file for its output;
-        `given` more variables, shown as `typed`. Raises StepFailed."""
+        """What the command prints. Raises StepFailed.
+
+        `status` is the exit code it must have, None any but 0; `into` a file for its output; `given` are more
+        variables, and `typed` is how they are shown.
+        """
         shown = " ".join(filter(None, [typed, shlex.join(argv), f"> {into}" if into else ""]))
         print(f"  $ {shown}", flush=True)
         done = self._run(argv, {**self.environment, **(given or {})})
@@ -74,8 +77,16 @@ class Shell:
         if tool is None:
             raise StepFailed(f"{argv[0]} is not on this machine")
         try:
-            return subprocess.run([tool, *argv[1:]], env=environment, cwd=self.directory, capture_output=True, text=True,
-                                  errors="replace", timeout=120, check=False)  # fmt: skip
+            return subprocess.run(
+                [tool, *argv[1:]],
+                env=environment,
+                cwd=self.directory,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=120,
+                check=False,
+            )
         except subprocess.TimeoutExpired:
             raise StepFailed(f"{argv[0]} did not end within 120 s") from None
 
@@ -128,8 +139,9 @@ class Service:
             code = self._process.wait(60)
         except subprocess.TimeoutExpired:
             raise StepFailed(f"the service does not end:\n{self.log()}") from None
-        if code or survivors(self._shell.directory):
-            raise StepFailed(f"the service ended with {code}, {survivors(self._shell.directory)} still run\n{self.log()}")
+        left = survivors(self._shell.directory)
+        if code or left:
+            raise StepFailed(f"the service ended with {code}, and {left} still run:\n{self.log()}")
         self._process = None
 
     def kill_all(self) -> None:
@@ -291,10 +303,13 @@ class Walk:
     def share(self) -> None:
         self.shell.run("stratus-storage", "group", "set", "lab", "alice", "bob")
         self.shell.run("stratus-share-volume", self.volume, "--group", "lab")
-        bob = {"given": {"STRATUS_TOKEN_FILE": "bob.token"}, "typed": "STRATUS_TOKEN_FILE=bob.token"}
-        if self.volume not in self.shell.run("stratus-describe-volumes", **bob):
+        if self.volume not in self._as_bob("stratus-describe-volumes"):
             raise StepFailed("bob does not see the volume")
-        self.shell.run("stratus-attach-volume", "--initiator", HOST_B, self.volume, status=5, **bob)
+        self._as_bob("stratus-attach-volume", "--initiator", HOST_B, self.volume, status=5)
+
+    def _as_bob(self, *argv: str, status: int = 0) -> str:
+        bob = {"STRATUS_TOKEN_FILE": "bob.token"}
+        return self.shell.run(*argv, status=status, given=bob, typed="STRATUS_TOKEN_FILE=bob.token")
 
     def verify_events(self) -> None:
         self.shell.run("stratus-storage", "verify-events")
@@ -364,7 +379,7 @@ def walk(shell: Shell) -> tuple[int, int]:
         try:
             act()
         except (StepFailed, OSError) as error:
-            print(f"  FAILED: {error}\n\n{len(steps) - number} further steps need this one and are left out", flush=True)
+            print(f"  FAILED: {error}\n\nThe {len(steps) - number} steps after this one need it and are left out.")
             return number, 1
     return len(steps), 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from flask import Blueprint, Flask, Request, Response, jsonify, request
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, TimeoutError
 from werkzeug.exceptions import HTTPException
 
 from app.api import accounts, attachments, operations, site, snapshots, volumes
@@ -28,10 +28,12 @@ def install(app: Flask, service: Service) -> None:
             _route(blueprint, service, operation)
         app.register_blueprint(blueprint)
     document = describe((o for routes in ROUTES for o in routes.operations), version("stratus-storage"))
-    app.add_url_rule("/v1/openapi.json", "openapi", lambda: jsonify(document))
+    app.add_url_rule("/v1/openapi.json", "openapi", lambda: jsonify(document), provide_automatic_options=False)
+    app.url_map.merge_slashes = False  # a path is what it is: no redirect in HTML to another one
     app.register_error_handler(Problem, _problem)
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(OperationalError, _database_error)
+    app.register_error_handler(TimeoutError, _database_error)
     app.register_error_handler(Exception, _crash)
 
 
@@ -68,7 +70,7 @@ def _http_error(error: HTTPException) -> Response:
     return _problem(Problem(status, CODES.get(status, "http-error"), error.description or error.name, headers=headers))
 
 
-def _database_error(_: OperationalError) -> Response:
+def _database_error(_: OperationalError | TimeoutError) -> Response:
     detail = "The database is busy or does not answer; try again."
     return _problem(Problem(503, "database-busy", detail, headers={"Retry-After": "1"}))
 

@@ -19,7 +19,7 @@ from flask import Request as FlaskRequest
 from flask import Response
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
-from werkzeug.exceptions import UnsupportedMediaType
+from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
 
 from app.auth import Caller
 from app.errors import FieldProblem, Problem
@@ -188,7 +188,11 @@ class Call:
             return None
         if self.request.mimetype != "application/json":
             raise UnsupportedMediaType("Send the body as application/json.")
-        return validate(declared, _checked_json(self.request.get_data()), body=True)
+        data = self.request.get_data()
+        # Werkzeug refuses a Content-Length over the limit, and silently cuts a chunked body at it.
+        if len(data) >= (self.request.max_content_length or len(data) + 1):
+            raise RequestEntityTooLarge
+        return validate(declared, _checked_json(data), body=True)
 
 
 def refuse(

@@ -32,9 +32,10 @@ def etag(record: Volume | Snapshot) -> dict[str, str]:
 
 
 def volume(record: Volume, caller: Caller) -> VolumeDocument:
-    """Attachments of others are told to the owner, to admins and to nodes only."""
-    shown = [a for a in record.attachments if caller.sees_all or caller.id in (record.owner_id, a.principal_id)]
-    origin = {"kind": record.origin_kind, "id": record.origin_id} if record.origin_id else None
+    """Attachments of others, and what it was copied from, are told to the owner and to admins only."""
+    theirs = caller.is_admin or caller.id == record.owner_id
+    shown = [a for a in record.attachments if theirs or caller.id == a.principal_id]
+    origin = {"kind": record.origin_kind, "id": record.origin_id} if record.origin_id and theirs else None
     return VolumeDocument.model_validate(
         _members(record, VolumeDocument)
         | {

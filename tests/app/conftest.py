@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
 from tests.support.databases import database as database
 from tests.support.databases import database_url as database_url
 from tests.support.databases import postgres as postgres
 from tests.support.databases import postgres_template as postgres_template
 from tests.support.databases import sqlite_template as sqlite_template
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quiet() -> Iterator[None]:
+    """Nothing is logged: painting a traceback on a terminal takes longer than what it tells of."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    yield
+    structlog.reset_defaults()

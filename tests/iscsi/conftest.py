@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,82 +16,15 @@ from iscsi.target import Connection, Credentials, Export
 from iscsi.tgt import TgtTarget
 from iscsi.tgt_daemon import TgtDaemon
 from tests.support.initiator import Initiator
+from tests.support.shim import Brake, build_shim
 
 PREFIX = "iqn.2026-11.org.example.stratus"
 MIB = 1 << 20
 
-# In tgtd: writes wait while DIR/hold exists (DIR/held says that one does), DIR/synced has a byte per fdatasync, and no
-# thread can be started while DIR/no-threads exists.
-SHIM = r"""
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <pthread.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/types.h>
-#include <unistd.h>
-static const char *at(char *buffer, const char *name) {
-    snprintf(buffer, 4096, "%s/%s", getenv("SHIM_DIR"), name);
-    return buffer;
-}
-ssize_t pwrite64(int fd, const void *data, size_t size, off64_t offset) {
-    static ssize_t (*real)(int, const void *, size_t, off64_t);
-    char path[4096];
-    if (!real) real = dlsym(RTLD_NEXT, "pwrite64");
-    while (!access(at(path, "hold"), F_OK)) {
-        close(open(at(path, "held"), O_CREAT | O_WRONLY, 0600));
-        usleep(2000);
-    }
-    return real(fd, data, size, offset);
-}
-int pthread_create(pthread_t *thread, const pthread_attr_t *how, void *(*run)(void *), void *with) {
-    static int (*real)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
-    char path[4096];
-    if (!real) real = dlsym(RTLD_NEXT, "pthread_create");
-    return access(at(path, "no-threads"), F_OK) ? real(thread, how, run, with) : EAGAIN;
-}
-int fdatasync(int fd) {
-    static int (*real)(int);
-    char path[4096];
-    if (!real) real = dlsym(RTLD_NEXT, "fdatasync");
-    int result = real(fd), log = open(at(path, "synced"), O_CREAT | O_APPEND | O_WRONLY, 0600);
-    if (write(log, "s", 1) != 1) abort();
-    close(log);
-    return result;
-}
-"""
-
-
-@dataclass
-class Brake:
-    """Holds every write in tgtd while it is on."""
-
-    directory: Path
-
-    def on(self) -> None:
-        (self.directory / "held").unlink(missing_ok=True)
-        (self.directory / "hold").touch()
-
-    def off(self) -> None:
-        (self.directory / "hold").unlink(missing_ok=True)
-
-    def holds(self) -> bool:
-        return (self.directory / "held").exists()
-
-    def syncs(self) -> int:
-        synced = self.directory / "synced"
-        return synced.stat().st_size if synced.exists() else 0
-
 
 @pytest.fixture(scope="session")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("shim")
-    source, library = directory / "shim.c", directory / "shim.so"
-    source.write_text(SHIM)
-    subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", library, source, "-ldl"], check=True)
-    return library
+    return build_shim(tmp_path_factory.mktemp("shim"))
 
 
 @pytest.fixture

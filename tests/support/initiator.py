@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 _FAILURE = re.compile(r"^.*(?:failed|error|mismatch).*$", re.IGNORECASE | re.MULTILINE)
 
@@ -39,6 +40,14 @@ class Initiator:
     ) -> None:
         self.portal, self.iqn, self.initiator, self.lun = portal, iqn, initiator, lun
         self.username, self.password, self.mutual = username, password, mutual
+
+    @classmethod
+    def of(cls, connection: dict[str, Any], initiator: str) -> Initiator:
+        """The initiator that was given this connection by the service."""
+        auth = connection["auth"]
+        mutual = (auth["mutual_username"], auth["mutual_password"]) if auth.get("mutual_username") else None
+        names = (auth["username"], auth["password"])
+        return cls(connection["portal"], connection["target"], initiator, *names, mutual, connection["lun"])
 
     def login_error(self) -> str | None:
         """None when the login succeeds, else what the target answered, such as "… (513)"."""

@@ -15,6 +15,8 @@ from typing import Any
 
 import requests
 
+from tests.support.initiator import Initiator
+
 BIN = Path(sys.executable).parent
 
 
@@ -60,9 +62,49 @@ class Api(requests.Session):
         assert answer.status_code == 201, answer.text
         return answer.json()  # type: ignore[no-any-return]
 
+    def show(self, path: str) -> dict[str, Any]:
+        """The record at `path`."""
+        answer = self.get(path)
+        assert answer.status_code == 200, answer.text
+        return answer.json()  # type: ignore[no-any-return]
+
+    def start_operation(self, path: str, method: str = "POST", **body: Any) -> str:
+        """Ask for long work without waiting for it; the operation's id."""
+        answer = self.request(method, path, json=body or None, headers={"Prefer": "wait=0"})
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    def wait_operation(self, identifier: str, timeout: float = 60) -> dict[str, Any]:
+        """The operation when it has ended."""
+        ended = ("succeeded", "failed", "cancelled")
+
+        def look() -> dict[str, Any] | None:
+            found = self.show(f"/v1/operations/{identifier}")
+            return found if found["state"] in ended else None
+
+        return wait_until(look, timeout, f"the end of operation {identifier}")  # type: ignore[no-any-return]
+
+    def events(self, kind: str | None = None, resource: str | None = None) -> list[dict[str, Any]]:
+        """The audit trail, the newest first (admin)."""
+        wanted = {"kind": kind, "resource": resource, "limit": 1000}
+        answer = self.get("/v1/events", params={k: v for k, v in wanted.items() if v is not None})
+        assert answer.status_code == 200, answer.text
+        return answer.json()["items"]  # type: ignore[no-any-return]
+
     def detach(self, attachment: str, **params: Any) -> None:
         answer = self.delete(f"/v1/attachments/{attachment}", params=params, headers={"Prefer": "wait=30"})
         assert answer.status_code == 204, answer.text
+
+
+def initiator_of(attachment: dict[str, Any]) -> Initiator:
+    """The initiator of an attachment as `Api.attach` returned it."""
+    connection = attachment["connection"]
+    auth = connection["auth"]
+    mutual = (auth["mutual_username"], auth["mutual_password"]) if auth.get("mutual_username") else None
+    return Initiator(
+        connection["portal"], connection["target"], attachment["initiator"],
+        auth["username"], auth["password"], mutual, connection["lun"],
+    )  # fmt: skip
 
 
 class RunningService:
@@ -140,6 +182,10 @@ class RunningService:
             if not left:
                 return
             time.sleep(0.02)
+
+    def backing(self, volume: str) -> Path:
+        """The file of a volume in the pool of the home."""
+        return self.home / "pool" / "volumes" / f"{volume}.raw"
 
     # ------------------------------------------------------------ clients
 

@@ -1,0 +1,52 @@
+"""`python -m bench [--quick] [cycles|scale|clone …]`: run, print, and keep the tables of a whole run in RESULTS.md."""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from bench import clone, cycles, scale
+from bench.report import Table, machine
+
+BENCHMARKS: dict[str, Callable[..., list[Table]]] = {"cycles": cycles.run, "scale": scale.run, "clone": clone.run}
+RESULTS = Path(__file__).with_name("RESULTS.md")
+
+
+def main() -> None:
+    chosen = _arguments()
+    began = time.monotonic()
+    texts: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="stratus-bench-", dir=chosen.work) as work:
+        about = machine(Path(work))
+        print(about, end="\n\n", flush=True)
+        for name in chosen.names or BENCHMARKS:
+            directory = Path(work, name)
+            directory.mkdir()
+            for table in BENCHMARKS[name](directory, quick=chosen.quick):
+                texts.append(table.text())
+                print(texts[-1], flush=True)
+    print(f"{time.monotonic() - began:.0f} s")
+    if not chosen.quick and not chosen.names:
+        RESULTS.write_text(_document(about, texts), encoding="utf-8")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Measure the service; needs root, as it does.")
+    parser.add_argument("names", nargs="*", choices=[*BENCHMARKS, []], metavar="NAME", help="which ones (default: all)")
+    parser.add_argument("--quick", action="store_true", help="everything in a minute; RESULTS.md stays as it is")
+    parser.add_argument("--work", type=Path, help="a directory on the disk to measure (default: the temporary one)")
+    return parser.parse_args()
+
+
+def _document(about: str, texts: list[str]) -> str:
+    day = dt.datetime.now(dt.UTC).date().isoformat()
+    head = f"# Results of the last run of `make bench`\n\n{day}: {about}.\n\n"
+    return head + "\n".join(texts)
+
+
+if __name__ == "__main__":
+    main()

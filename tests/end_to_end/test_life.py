@@ -1,0 +1,223 @@
+"""The life of a volume: what was written before is read after, whatever happens to the service between."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.end_to_end.conftest import Serve
+from tests.support.initiator import Initiator, Writer, lost
+from tests.support.service import RunningService, initiator_of, wait_until
+
+ONE, TWO = "iqn.2026-11.org.example:one", "iqn.2026-11.org.example:two"
+MIB = 1 << 20
+IDENTITY = (0x80, 0x83)  # VPD pages: unit serial number, device identification
+
+
+def attached(service: RunningService, initiator: str = ONE, **body: Any) -> tuple[dict[str, Any], Initiator]:
+    """A new volume of 64 MiB with one attachment, and its initiator."""
+    attachment = service.admin.attach(service.admin.make_volume(64 * MIB)["id"], initiator, **body)
+    return attachment, initiator_of(attachment)
+
+
+def kill_all_but_tgtd(service: RunningService) -> None:
+    """The worker is stopped first: it must not see its supervisor go and end in order."""
+    assert service.process is not None
+    worker = service.worker_pid()
+    service.kill(worker, signal.SIGSTOP)
+    service.process.kill()
+    service.process.wait()
+    service.kill(worker)
+    wait_until(lambda: service.pids() == [service.tgtd_pid()], what="the end of all but tgtd")
+
+
+# ---------------------------------------------------------------- attach, detach, grow, revert
+
+
+def test_data_is_found_where_the_volume_is_attached_next(service: RunningService) -> None:
+    attachment, one = attached(service)
+    one.write(3 * MIB, 0x51, MIB)
+    identity = [one.vpd(page) for page in IDENTITY]
+    service.admin.detach(attachment["id"])
+    assert one.login_error() is not None
+    two = initiator_of(service.admin.attach(attachment["volume_id"], TWO))
+    two.read(3 * MIB, MIB, 0x51)
+    two.read(0, 3 * MIB, 0)
+    assert [two.vpd(page) for page in IDENTITY] == identity
+
+
+def test_a_detached_volume_grows(service: RunningService) -> None:
+    attachment, one = attached(service)
+    one.write(63 * MIB, 0x52, MIB)
+    service.admin.detach(attachment["id"])
+    answer = service.admin.patch(f"/v1/volumes/{attachment['volume_id']}", json={"size": 96 * MIB})
+    assert answer.status_code == 200, answer.text
+    again = initiator_of(service.admin.attach(attachment["volume_id"], ONE))
+    assert again.size() == answer.json()["size"] == 96 * MIB
+    again.read(63 * MIB, MIB, 0x52)
+    again.read(64 * MIB, 32 * MIB, 0)
+
+
+def grow_under_a_writer(service: RunningService, times: int) -> None:
+    attachment, one = attached(service)
+    volume = attachment["volume_id"]
+    with Writer(one) as writer:
+        for number in range(1, times + 1):
+            answer = service.admin.patch(f"/v1/volumes/{volume}", json={"size": (64 + number) * MIB})
+            assert answer.status_code == 200, answer.text
+            writer.wait_rounds(1)
+        assert writer.stop() == []
+    assert one.size() == (64 + times) * MIB
+    assert lost(service.backing(volume), writer.expected) == []
+    one.read(64 * MIB, times * MIB, 0)
+
+
+def test_an_attached_volume_grows_and_its_writer_sees_no_error(service: RunningService) -> None:
+    grow_under_a_writer(service, 8)
+
+
+@pytest.mark.slow
+def test_an_attached_volume_grows_fifty_times(service: RunningService) -> None:
+    grow_under_a_writer(service, 50)
+
+
+def test_a_revert_gives_the_bytes_of_the_snapshot_again(service: RunningService) -> None:
+    attachment, one = attached(service)
+    volume = f"/v1/volumes/{attachment['volume_id']}"
+    one.write(0, 0x61, MIB)
+    service.admin.detach(attachment["id"])
+    snapshot = service.admin.post(f"{volume}/snapshots", json={})
+    assert snapshot.status_code == 201, snapshot.text
+    attachment = service.admin.attach(attachment["volume_id"], ONE)
+    initiator_of(attachment).write(0, 0x62, 2 * MIB)
+    wish = {"snapshot": snapshot.json()["id"]}
+    refused = service.admin.post(f"{volume}/revert", json=wish)
+    assert (refused.status_code, refused.json()["code"]) == (409, "volume-in-use")
+    service.admin.detach(attachment["id"])
+    assert service.admin.post(f"{volume}/revert", json=wish).status_code == 200
+    again = initiator_of(service.admin.attach(attachment["volume_id"], ONE))
+    again.read(0, MIB, 0x61)
+    again.read(MIB, MIB, 0)
+
+
+# ---------------------------------------------------------------- the service stops and starts
+
+
+def test_a_restart_brings_volumes_attachments_and_targets_back(serve: Serve) -> None:
+    service = serve()
+    attachment, one = attached(service, mutual_chap=True)
+    reader, _ = attached(service, mode="ro")
+    one.write(0, 0x71, MIB)
+    identity = [one.vpd(page) for page in IDENTITY]
+    volume = service.admin.show(f"/v1/volumes/{attachment['volume_id']}")
+
+    assert service.stop() == 0
+    assert service.pids() == []
+    service.start()
+
+    assert service.admin.show(f"/v1/volumes/{attachment['volume_id']}") == volume
+    assert service.admin.show(f"/v1/attachments/{attachment['id']}/connection") == attachment["connection"]
+    one.read(0, MIB, 0x71)
+    assert [one.vpd(page) for page in IDENTITY] == identity
+    assert initiator_of(reader).login_error() is None
+    service.admin.detach(attachment["id"])
+
+
+def test_keep_target_restarts_the_service_without_an_outage(serve: Serve) -> None:
+    service = serve(arguments=("--keep-target",))
+    attachment, one = attached(service)
+    tgtd = service.tgtd_pid()
+    with Writer(one) as writer, one.bare() as session:
+        assert service.stop() == 0
+        assert service.pids() == [tgtd]
+        writer.wait_rounds(20)  # while nothing but the target runs
+        service.start()
+        assert service.tgtd_pid() == tgtd
+        assert session.command(b"\x00", 0) == b""  # the very session: it was never asked to reconnect
+        assert writer.stop() == []
+    assert lost(service.backing(attachment["volume_id"]), writer.expected) == []
+    service.admin.detach(attachment["id"])
+    assert one.login_error() is not None
+
+
+# ---------------------------------------------------------------- something is killed
+
+
+def test_a_writer_survives_the_death_of_tgtd(serve: Serve) -> None:
+    service = serve()
+    attachment, one = attached(service)
+    with Writer(one) as writer:
+        for _ in range(3):
+            writer.wait_rounds(5)
+            before = service.tgtd_pid()
+            service.kill(before)
+            wait_until(lambda before=before: service.tgtd_pid() != before, what="another tgtd")
+        writer.wait_rounds(5)
+        assert writer.stop() == []
+    assert lost(service.backing(attachment["volume_id"]), writer.expected) == []
+    one.read(0, 1, next(iter(one_byte(service.backing(attachment["volume_id"])))))
+
+
+def one_byte(backing: Path) -> bytes:
+    with backing.open("rb") as file:
+        return os.pread(file.fileno(), 1, 0)
+
+
+def test_a_writer_survives_the_death_of_the_worker(serve: Serve) -> None:
+    service = serve()
+    attachment, one = attached(service)
+    tgtd, before = service.tgtd_pid(), service.worker_pid()
+    with Writer(one) as writer, one.bare() as session:
+        service.kill(before)
+        wait_until(lambda: service.worker_pid() != before, what="another worker")
+        wait_until(service.is_ready, 30)
+        assert session.command(b"\x00", 0) == b""
+        writer.wait_rounds(5)
+        assert writer.stop() == []
+    assert service.tgtd_pid() == tgtd
+    assert lost(service.backing(attachment["volume_id"]), writer.expected) == []
+    service.admin.detach(attachment["id"])
+
+
+def test_a_writer_survives_the_death_of_everything(serve: Serve) -> None:
+    service = serve()
+    attachment, one = attached(service)
+    identity = [one.vpd(page) for page in IDENTITY]
+    with Writer(one) as writer:
+        writer.wait_rounds(5)
+        service.kill_everything()
+        assert service.pids() == []
+        service.start()
+        writer.wait_rounds(5)
+        assert writer.stop() == []
+    assert lost(service.backing(attachment["volume_id"]), writer.expected) == []
+    assert [one.vpd(page) for page in IDENTITY] == identity
+    assert service.admin.show(f"/v1/attachments/{attachment['id']}/connection") == attachment["connection"]
+    assert service.command("stratus-storage", "verify-events").returncode == 0
+
+
+@pytest.mark.parametrize("victims", ["supervisor", "all but tgtd"])
+def test_a_target_that_outlives_the_service_is_adopted(serve: Serve, victims: str) -> None:
+    service = serve()
+    attachment, one = attached(service)
+    tgtd = service.tgtd_pid()
+    with Writer(one) as writer, one.bare() as session:
+        if victims == "supervisor":
+            assert service.process is not None
+            service.process.kill()
+            service.process.wait()
+            wait_until(lambda: service.pids() == [tgtd], 30, "the end of worker and API after their supervisor's")
+        else:
+            kill_all_but_tgtd(service)
+        writer.wait_rounds(20)
+        service.start()
+        assert service.tgtd_pid() == tgtd
+        assert session.command(b"\x00", 0) == b""
+        assert writer.stop() == []
+    assert lost(service.backing(attachment["volume_id"]), writer.expected) == []
+    service.admin.detach(attachment["id"])
+    assert one.login_error() is not None
