@@ -17,7 +17,7 @@ from app.states import now, transition
 from app.steps.exports import export_of
 from app.steps.job import Again, Job, Settle
 from iscsi.target import TargetBusy, TargetUnavailable
-from pools import BackingMissing
+from pools import BackingMissing, PoolFull
 
 
 def _told(session: Session, operation: Operation, kind: str, volume_id: UUID, **detail: object) -> None:
@@ -158,10 +158,12 @@ def revert(job: Job) -> Settle:
 
 
 def revert_failed(session: Session, operation: Operation, error: Exception) -> None:
-    """The old bytes are put aside only when the new ones are complete: after a cancel the volume is as it was."""
+    """The old bytes are put aside only when the new ones are complete: after a cancel, or when there was no room for
+    them, the volume is as it was."""
     release_source(session, Snapshot, UUID(operation.parameters["snapshot"]))
-    if isinstance(error, Cancelled):
+    if isinstance(error, (Cancelled, PoolFull)):
         transition(session, Volume, operation.resource_id, "available")
+        _told(session, operation, "volume.revert-failed", operation.resource_id, cause=str(error))
     else:
         _broken(session, operation, error)
 

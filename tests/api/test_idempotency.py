@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -124,7 +126,7 @@ def test_one_in_flight(service: RunningService, alice: Api) -> None:
     """While the first is worked on, the second is told to wait; when it is done, it is told what came of it."""
     headers = key()
     worker = service.worker_pid()
-    service.kill(worker, 19)
+    service.kill(worker, signal.SIGSTOP)
     try:
         first = alice.post("/v1/volumes", json={"size": MIB}, headers={**headers, "Prefer": "wait=0"})
         assert first.status_code == 202
@@ -133,7 +135,8 @@ def test_one_in_flight(service: RunningService, alice: Api) -> None:
         problem(second, 409, "idempotency-in-flight")
         assert second.headers["Retry-After"] == "1"
     finally:
-        service.kill(worker, 18)
+        with suppress(ProcessLookupError):  # the supervisor may have replaced it by now
+            service.kill(worker, signal.SIGCONT)
     ended = wait_until(lambda: alice.get(first.headers["Location"] + "?wait=10").json(), what="the operation")
     assert ended["state"] == "succeeded"
     again = alice.post("/v1/volumes", json={"size": MIB}, headers=headers)

@@ -17,7 +17,7 @@ from app.db import Database
 from tests.support.filesystems import SMALLEST, image_of, mounted
 from tests.support.initiator import Initiator, InitiatorError
 from tests.support.invariants import check
-from tests.support.service import Api, RunningService, running, wait_until
+from tests.support.service import Api, RunningService, initiator_of, running, wait_until
 
 MIB = 1 << 20
 SIZE = 64 * MIB
@@ -89,7 +89,7 @@ def raw_files(place: Path) -> set[str]:
 
 def use(api: Api, volume: str) -> Initiator:
     """An initiator attached to the volume."""
-    return Initiator.of(api.attach(volume, HOST)["connection"], HOST)
+    return initiator_of(api.attach(volume, HOST))
 
 
 def detach_all(api: Api, volume: str) -> None:

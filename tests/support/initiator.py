@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 _FAILURE = re.compile(r"^.*(?:failed|error|mismatch).*$", re.IGNORECASE | re.MULTILINE)
 
@@ -40,14 +39,6 @@ class Initiator:
     ) -> None:
         self.portal, self.iqn, self.initiator, self.lun = portal, iqn, initiator, lun
         self.username, self.password, self.mutual = username, password, mutual
-
-    @classmethod
-    def of(cls, connection: dict[str, Any], initiator: str) -> Initiator:
-        """The initiator that was given this connection by the service."""
-        auth = connection["auth"]
-        mutual = (auth["mutual_username"], auth["mutual_password"]) if auth.get("mutual_username") else None
-        names = (auth["username"], auth["password"])
-        return cls(connection["portal"], connection["target"], initiator, *names, mutual, connection["lun"])
 
     def login_error(self) -> str | None:
         """None when the login succeeds, else what the target answered, such as "… (513)"."""
@@ -100,9 +91,9 @@ class Initiator:
             raise InitiatorError(done.stdout + done.stderr)
         return done.stdout
 
-    def bare(self) -> Bare:
-        """A session logged in by our own few lines of iSCSI."""
-        bare = Bare(self)
+    def bare(self, source: str = "") -> Bare:
+        """A session logged in by our own few lines of iSCSI, from the address `source`."""
+        bare = Bare(self, source)
         try:
             bare.authenticate()
             bare.enter_full_feature()

@@ -133,7 +133,7 @@ class RunningService:
         with (self.home.parent / f"{self.home.name}.out").open("ab") as out:
             self.process = subprocess.Popen(argv, env={**os.environ, **self.environment}, stdout=out, stderr=out)
         if ready:
-            wait_until(self.is_ready, 30, f"the service in {self.home}")
+            wait_until(self.is_ready, 120, f"the service in {self.home}")
         return self
 
     def is_ready(self) -> bool:
@@ -151,7 +151,7 @@ class RunningService:
         """SIGTERM, and the exit code."""
         assert self.process is not None
         self.process.terminate()
-        return self.process.wait(40)
+        return self.process.wait(90)
 
     def restart(self) -> RunningService:
         assert self.stop() == 0
