@@ -90,6 +90,19 @@ def converge_export(outside: Outside, volume_id: UUID, patience: float = 0) -> N
             changed = update(Volume).where(Volume.id == volume_id, Volume.error.is_distinct_from(str(error)))
             if change(session, changed.values(error=str(error))):
                 record(session, SYSTEM, "volume.export-failed", ("volume", volume_id), cause=str(error))
+    else:
+        _forget_trouble(outside, volume_id)
+
+
+def _forget_trouble(outside: Outside, volume_id: UUID) -> None:
+    """The record of an attached volume tells what is wrong with its export only as long as it is."""
+    troubled = (Volume.id == volume_id, Volume.state == "in-use", Volume.error.is_not(None))
+    with outside.database.read() as session:
+        if session.scalar(select(Volume.id).where(*troubled)) is None:
+            return
+    with outside.database.write() as session:
+        if change(session, update(Volume).where(*troubled).values(error=None)):
+            record(session, SYSTEM, "volume.export-restored", ("volume", volume_id))
 
 
 # ---------------------------------------------------------------- differences
@@ -121,10 +134,12 @@ def _differences(outside: Outside, volume_id: UUID, state: ExportState) -> Itera
 def _equal(export: Export, state: ExportState) -> bool:
     initiators = {connection.initiator for connection in export.connections}
     usernames = {connection.credentials.username for connection in export.connections}
+    mutual = next((connection.mutual.username for connection in export.connections if connection.mutual), None)
     return (
         state.complete
         and set(state.initiators) == initiators
-        and usernames <= set(state.usernames)
+        and set(state.usernames) == usernames
+        and state.mutual == mutual
         and state.path == export.path
         and state.read_only == export.read_only
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
+import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +20,8 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 
 def main() -> None:
     chosen = _arguments()
+    # Ended from outside, it still takes down its services, mounts and loop devices.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.monotonic()
     texts: list[str] = []
     with tempfile.TemporaryDirectory(prefix="stratus-bench-", dir=chosen.work) as work:

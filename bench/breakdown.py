@@ -3,8 +3,9 @@
     request sent ─▶ created_at ─▶ started_at ─▶ finished_at ─▶ answer received
               accept        wake          act           settle
 
-accept: HTTP, sign-in, checks, the write lock.  wake: commit of the intention, notification, claim.
-act: commit of the claim, hand-over to a thread, the outside act.  settle: commit of the result, notification, answer.
+accept: HTTP, sign-in, checks, the write lock.  wake: commit of the intention, notification.
+act: the claim and its commit, hand-over to a thread, the outside act.  settle: commit of the result, notification,
+answer.
 """
 
 from __future__ import annotations
@@ -86,9 +87,9 @@ def _by_step(phases: Trace) -> Table:
 
 
 _LEGEND = (
-    "accept: HTTP, sign-in, checks, the write lock. wake: commit of the intention, notification, claim.",
-    "act: commit of the claim, hand-over to a thread, the outside act. settle: commit of the result, notification, "
-    "answer.",
+    "accept: HTTP, sign-in, checks, the write lock. wake: commit of the intention, notification.",
+    "act: the claim and its commit, hand-over to a thread, the outside act. settle: commit of the result, "
+    "notification, answer.",
 )
 
 
@@ -96,5 +97,5 @@ def _unit_costs(request: float, fsync: float) -> Table:
     table = Table("What its parts cost alone", ("", "ms", "times in a cycle", "ms in a cycle"))
     table.add("a request that only reads", request, 4, 4 * request)
     table.add("a commit's sync", fsync, 12, 12 * fsync)
-    table.add("a backing's syncs (file, directories)", fsync, 5, 5 * fsync)
+    table.add("a sync of a backing or its directory", fsync, 4, 4 * fsync)
     return table

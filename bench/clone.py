@@ -109,9 +109,9 @@ def _table(cases: list[Case]) -> Table:
         figures = (median(case.clone), median(case.stall), max(case.stall), max(case.quiet))
         table.add(f"{case.size / GIB:g} GiB", case.overwritten, int(median(case.extents)), *figures)
     table.notes += [
-        "clone: the request through the API, durable at its end. Longest write: the guest's, 4 KiB at a time over iSCSI, "
-        "meanwhile. Both are medians of the rounds; worst is the longest of all rounds, no clone the worst of the same "
-        "guest for as long while nobody clones.",
+        "clone: the request through the API, durable at its end. Longest write: the guest's, 4 KiB at a time over "
+        "iSCSI, meanwhile. Both are medians of the rounds; worst is the longest of all rounds, no clone the worst of "
+        "the same guest for as long while nobody clones.",
         "The same blocks are overwritten again before each clone.",
     ]
     return table

@@ -118,6 +118,7 @@ def release(session: Session, attachment: Attachment) -> None:
         .values(
             held_mode=None,
             state=case((Volume.state == "in-use", "available"), else_=Volume.state),
+            error=case((Volume.state == "in-use", None), else_=Volume.error),  # its export's trouble went with it
             version=Volume.version + 1,
             updated_at=now(),
         )

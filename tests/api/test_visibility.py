@@ -39,8 +39,8 @@ class Site:
 @pytest.fixture(scope="module")
 def site(service: RunningService) -> Site:
     apis = {name: service.user(name) for name in ("owner", "writer", "reader", "stranger")}
-    apis["node"] = service.node("node", initiator("node"))
-    apis["other"] = service.node("other", initiator("other"))
+    apis["node"] = service.node("node-1", initiator("node"))
+    apis["other"] = service.node("node-2", initiator("other"))
     apis["admin"] = service.admin
     for group, member in (("writers", "writer"), ("readers", "reader"), ("owners", "owner")):
         service.admin.post("/v1/groups", json={"name": group})
@@ -116,15 +116,16 @@ def test_who_may_see_what(site: Site, path: str, seen_by: set[str]) -> None:
 def test_a_share_that_ends_takes_the_sight_along(site: Site) -> None:
     volume = site.owner.make_volume(MIB)["id"]
     path = f"/v1/volumes/{volume}"
-    for end in (
-        lambda: site.owner.delete(f"{path}/shares?group=passing"),
-        lambda: site.admin.put("/v1/groups/passing", json={"members": ["owner"]}),
-        lambda: site.admin.delete("/v1/groups/passing"),
-    ):
-        site.admin.post("/v1/groups", json={"name": "passing"})
-        site.admin.put("/v1/groups/passing", json={"members": ["owner", "stranger"]})
+    ends = {
+        "unshared": lambda: site.owner.delete(f"{path}/shares?group=unshared"),
+        "left": lambda: site.admin.put("/v1/groups/left", json={"members": ["owner"]}),
+        "dissolved": lambda: site.admin.delete("/v1/groups/dissolved"),
+    }
+    for group, end in ends.items():
+        site.admin.post("/v1/groups", json={"name": group})
+        site.admin.put(f"/v1/groups/{group}", json={"members": ["owner", "stranger"]})
         assert site.stranger.get(path).status_code == 404
-        site.owner.put(f"{path}/shares", json={"group": "passing"})
+        site.owner.put(f"{path}/shares", json={"group": group})
         assert site.stranger.get(path).status_code == 200
         assert end().status_code in (200, 204)
         assert site.stranger.get(path).status_code == 404
@@ -170,7 +171,7 @@ def theirs(site: Site) -> dict[str, str]:
     token = site.owner.post("/v1/tokens", json={}).json()["id"]
     return {
         "/v1/volumes/": site.ids["private"], "/v1/snapshots/": site.ids["snapshot"], "/v1/attachments/": attached,
-        "/v1/operations/": operation, "/v1/tokens/": token, "/v1/users/": "owner", "/v1/nodes/": "node",
+        "/v1/operations/": operation, "/v1/tokens/": token, "/v1/users/": "owner", "/v1/nodes/": "node-1",
         "/v1/groups/": "writers", "/v1/quotas/": "owner",
     }  # fmt: skip
 
@@ -232,7 +233,7 @@ def _attachments(api: Api, volume: str) -> set[str]:
     return {attachment["id"] for attachment in api.get(f"/v1/volumes/{volume}").json()["attachments"]}
 
 
-@pytest.mark.parametrize("path", ["/v1/users", "/v1/nodes", "/v1/events", "/v1/users/node", "/v1/nodes/owner"])
+@pytest.mark.parametrize("path", ["/v1/users", "/v1/nodes", "/v1/events", "/v1/users/node-1", "/v1/nodes/owner"])
 @pytest.mark.parametrize("who", ["stranger", "node"])
 def test_what_is_for_admins(site: Site, who: str, path: str) -> None:
     answer = site.apis[who].get(path)
@@ -241,7 +242,7 @@ def test_what_is_for_admins(site: Site, who: str, path: str) -> None:
 
 def test_everyone_finds_themselves(site: Site) -> None:
     assert site.stranger.get("/v1/users/stranger").json()["role"] == "user"
-    assert site.node.get("/v1/nodes/node").json()["initiator"] == initiator("node")
+    assert site.node.get("/v1/nodes/node-1").json()["initiator"] == initiator("node")
     assert site.stranger.get("/v1/quotas/stranger").json()["user"] == "stranger"
     assert site.writer.get("/v1/groups/writers").json()["members"] == ["owner", "writer"]
 
@@ -279,7 +280,7 @@ def _readings(site: Site, attachment: str) -> list[str]:
 
 def test_only_who_attached_detaches_or_an_admin_with_force(site: Site) -> None:
     volume = site.owner.make_volume(MIB)["id"]
-    body = {"instance_id": "i", "node": "node", "initiator": initiator("node")}
+    body = {"instance_id": "i", "node": "node-1", "initiator": initiator("node")}
     attached = site.node.post(f"/v1/volumes/{volume}/attachments", json=body).json()["id"]
     path = f"/v1/attachments/{attached}"
     assert site.owner.get(path).json()["direct"] is False
@@ -298,10 +299,10 @@ def test_only_who_attached_detaches_or_an_admin_with_force(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"node": "other"}, {"initiator": initiator("other")}, {"node": "other", "initiator": initiator("other")}]
+    "wrong", [{"node": "node-2"}, {"initiator": initiator("other")}, {"node": "node-2", "initiator": initiator("other")}]
 )
 def test_a_node_attaches_to_itself_only(site: Site, wrong: dict[str, str]) -> None:
-    body = {"instance_id": "i", "node": "node", "initiator": initiator("node")} | wrong
+    body = {"instance_id": "i", "node": "node-1", "initiator": initiator("node")} | wrong
     with unchanged(site.service):
         answer = site.node.post(f"/v1/volumes/{site.ids['public']}/attachments", json=body | {"mode": "ro"})
     problem(answer, 403, "not-this-node")

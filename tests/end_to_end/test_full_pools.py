@@ -109,7 +109,8 @@ def test_a_pool_promises_no_more_than_its_ratio(service: RunningService, places:
     alice = service.user("alice")
     first = alice.make_volume(100 * MIB, pool="over")
     before = raw_files(places["over"])
-    for wanted in ({"size": 100 * MIB, "pool": "over"}, {"volume": first["id"]}):
+    bodies: list[dict[str, Any]] = [{"size": 100 * MIB, "pool": "over"}, {"volume": first["id"]}]
+    for wanted in bodies:
         refused(alice.post("/v1/volumes", json=wanted), "pool-overcommitted")
         plan = alice.post("/v1/volumes", json=wanted, params={"dry_run": "true"}).json()
         assert not plan["allowed"]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -17,7 +18,7 @@ from app.worker_process import tgt_daemon
 from iscsi.target import Connection, Credentials, Export
 from iscsi.tgt import TgtTarget
 from iscsi.tgt_ipc import TgtIpc
-from tests.support.initiator import InitiatorError
+from tests.support.initiator import Initiator, InitiatorError
 from tests.support.service import Api, RunningService, free_port, initiator_of, running, wait_until
 
 MIB = 1 << 20
@@ -237,6 +238,47 @@ def test_an_attached_volume_that_lost_its_bytes_and_target_is_whole_again_once_t
     reconcile(service)
     initiator.write(0, 0x51, MIB)
     assert api.show(f"/v1/volumes/{volume}")["error"] is None
+
+
+@pytest.fixture
+def squatted(
+    service: RunningService, behind: BehindItsBack, volume: str, tmp_path: Path
+) -> Iterator[tuple[Initiator, str, Callable[[], None]]]:
+    """An attached volume whose target's number is somebody else's: its initiator, what is wrong, how it ends."""
+    initiator = initiator_of(service.admin.attach(volume, HOST))
+    number = behind.state(volume).tid
+    behind.remove(volume)
+    squatter = behind.make(tmp_path / "foreign.raw", number, FOREIGN)
+    end = partial(behind.target(FOREIGN).remove, squatter)
+    try:
+        yield initiator, f"create target: number {number} belongs to {FOREIGN}:{squatter}", end
+    finally:
+        end()
+
+
+def test_an_export_that_cannot_be_made_is_told_as_long_as_that_lasts(
+    service: RunningService, volume: str, squatted: tuple[Initiator, str, Callable[[], None]]
+) -> None:
+    api, (initiator, trouble, end) = service.admin, squatted
+    reconcile(service)
+    reconcile(service)
+    record = api.show(f"/v1/volumes/{volume}")
+    assert (record["state"], record["error"]) == ("in-use", trouble)
+    assert len(api.events("volume.export-failed", volume)) == 1
+    end()
+    reconcile(service)
+    initiator.write(0, 0x52, MIB)
+    assert api.show(f"/v1/volumes/{volume}")["error"] is None
+    assert len(api.events("volume.export-restored", volume)) == 1
+
+
+def test_an_export_that_cannot_be_made_is_forgotten_with_its_attachment(
+    service: RunningService, volume: str, squatted: tuple[Initiator, str, Callable[[], None]]
+) -> None:
+    reconcile(service)
+    service.admin.detach(live(service.admin, volume)[0])
+    record = service.admin.show(f"/v1/volumes/{volume}")
+    assert (record["state"], record["error"]) == ("available", None)
 
 
 def test_a_connection_used_from_two_places_is_told_and_then_fenced(service: RunningService, volume: str) -> None:

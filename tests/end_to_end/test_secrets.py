@@ -7,11 +7,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.initiator import Initiator
-from tests.support.service import Api, RunningService, initiator_of, running
+from tests.support.service import Api, RunningService, initiator_of, running, wait_until
 
 MIB = 1 << 20
 HOST = "iqn.2004-10.org.example:host"
@@ -24,14 +25,14 @@ class CommandLines(threading.Thread):
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.seen: set[bytes] = set()
-        self._stop = threading.Event()
+        self._ended = threading.Event()
 
     def run(self) -> None:
-        while not self._stop.wait(0.002):
+        while not self._ended.wait(0.01):
             self.seen |= {line for line in map(_read, Path("/proc").glob("[0-9]*/cmdline")) if line}
 
     def end(self) -> bytes:
-        self._stop.set()
+        self._ended.set()
         self.join()
         return b"\n".join(self.seen)
 
@@ -82,6 +83,7 @@ class Cycle:
         self.service.restart()
         initiator.read(0, MIB, 0x71)
         self.service.kill(self.service.tgtd_pid())
+        wait_until(lambda: initiator.login_error() is None, 60, "the target's return")
         initiator.read(0, MIB, 0x71)
         assert carol.patch(f"/v1/volumes/{volume}", json={"size": 16 * MIB}).status_code == 200
         self.refuse(initiator)
@@ -104,7 +106,7 @@ class Cycle:
 
     def attach(self, api: Api, volume: str) -> Initiator:
         key = {"Idempotency-Key": "an-attachment"}
-        wanted = {"instance_id": "i", "node": "n", "initiator": HOST, "mode": "rw", "mutual_chap": True}
+        wanted: dict[str, Any] = {"instance_id": "i", "node": "n", "initiator": HOST, "mode": "rw", "mutual_chap": True}
         path = f"/v1/volumes/{volume}/attachments"
         first, second = (api.post(path, json=wanted, headers=key).json() for _ in range(2))
         assert first["connection"] == second["connection"]

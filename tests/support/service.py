@@ -197,6 +197,11 @@ class RunningService:
     def admin(self) -> Api:
         return Api(self.base, self.admin_token)
 
+    def attached(self, initiator: str, size: int = 64 << 20, **body: Any) -> tuple[dict[str, Any], Initiator]:
+        """A new volume's attachment (`body`: mode, mutual_chap, …), and its initiator."""
+        attachment = self.admin.attach(self.admin.make_volume(size)["id"], initiator, **body)
+        return attachment, initiator_of(attachment)
+
     def user(self, name: str) -> Api:
         """A new user with a token."""
         assert self.admin.post("/v1/users", json={"name": name}).status_code == 201
@@ -247,7 +252,9 @@ def _is_ours(pid: int, line: str, home: Path) -> bool:
 
 
 @contextmanager
-def running(home: Path, environment: dict[str, str] | None = None, arguments: tuple[str, ...] = ()) -> Iterator[RunningService]:
+def running(
+    home: Path, environment: dict[str, str] | None = None, arguments: tuple[str, ...] = ()
+) -> Iterator[RunningService]:
     """A started service that leaves nothing behind, whatever the test did to it."""
     service = RunningService(home, environment, arguments)
     try:

@@ -3,8 +3,8 @@
     write   pwrite(2) of tgtd                      sync   fsync(2) of a file that a pool is making
     copy    copy_file_range(2)
 
-While DIR/hold-WHAT exists such a call waits, and DIR/held-WHAT says that one does. In tgtd besides: DIR/synced has a byte
-per fdatasync, and no thread can be started while DIR/no-threads exists.
+While DIR/hold-WHAT exists such a call waits, and DIR/held-WHAT says that one does. In tgtd besides: DIR/synced has a
+byte per fdatasync, and no thread can be started while DIR/no-threads exists.
 """
 
 from __future__ import annotations

@@ -1,0 +1,97 @@
+"""What a writer notices when something of the service is killed: nothing but a pause."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from tests.end_to_end.conftest import Serve
+from tests.support.initiator import Writer, lost
+from tests.support.service import RunningService, wait_until
+
+ONE = "iqn.2026-11.org.example:one"
+IDENTITY = (0x80, 0x83)  # VPD pages: unit serial number, device identification
+
+
+def kill_all_but_tgtd(service: RunningService) -> None:
+    """The worker is stopped first: it must not see its supervisor go and end in order."""
+    assert service.process is not None
+    worker, tgtd = service.worker_pid(), service.tgtd_pid()
+    service.kill(worker, signal.SIGSTOP)
+    service.process.kill()
+    service.process.wait()
+    service.kill(worker)
+    wait_until(lambda: service.pids() == [tgtd], 60, "the end of all but tgtd")
+
+
+def test_a_writer_survives_the_death_of_tgtd(serve: Serve) -> None:
+    service = serve()
+    attachment, one = service.attached(ONE)
+    with Writer(one) as writer:
+        for _ in range(3):
+            writer.wait_rounds(5)
+            before = service.tgtd_pid()
+            service.kill(before)
+            wait_until(lambda before=before: service.tgtd_pid() != before, 60, "another tgtd")
+        writer.wait_rounds(5)
+        assert writer.stop() == []
+    assert lost(service.backing(attachment["volume_id"]), writer.expected) == []
+    service.admin.detach(attachment["id"])
+    assert one.login_error() is not None
+
+
+def test_a_writer_survives_the_death_of_the_worker(serve: Serve) -> None:
+    service = serve(STRATUS_ATTACHMENTS__MAX_SESSIONS="2")
+    attachment, one = service.attached(ONE)
+    tgtd, before = service.tgtd_pid(), service.worker_pid()
+    with Writer(one) as writer, one.bare() as session:
+        service.kill(before)
+        wait_until(lambda: service.worker_pid() != before, 60, "another worker")
+        wait_until(service.is_ready, 60, "the service")
+        assert session.command(b"\x00", 0) == b""
+        writer.wait_rounds(5)
+        assert writer.stop() == []
+    assert service.tgtd_pid() == tgtd
+    assert lost(service.backing(attachment["volume_id"]), writer.expected) == []
+    service.admin.detach(attachment["id"])
+
+
+def test_a_writer_survives_the_death_of_everything(serve: Serve) -> None:
+    service = serve()
+    attachment, one = service.attached(ONE)
+    identity = [one.vpd(page) for page in IDENTITY]
+    with Writer(one) as writer:
+        writer.wait_rounds(5)
+        service.kill_everything()
+        assert service.pids() == []
+        service.start()
+        writer.wait_rounds(5)
+        assert writer.stop() == []
+    assert lost(service.backing(attachment["volume_id"]), writer.expected) == []
+    assert [one.vpd(page) for page in IDENTITY] == identity
+    assert service.admin.show(f"/v1/attachments/{attachment['id']}/connection") == attachment["connection"]
+    assert service.command("stratus-storage", "verify-events").returncode == 0
+
+
+@pytest.mark.parametrize("victims", ["supervisor", "all but tgtd"])
+def test_a_target_that_outlives_the_service_is_adopted(serve: Serve, victims: str) -> None:
+    service = serve(STRATUS_ATTACHMENTS__MAX_SESSIONS="2")
+    attachment, one = service.attached(ONE)
+    tgtd = service.tgtd_pid()
+    with Writer(one) as writer, one.bare() as session:
+        if victims == "supervisor":
+            assert service.process is not None
+            service.process.kill()
+            service.process.wait()
+            wait_until(lambda: service.pids() == [tgtd], 60, "the end of worker and API after their supervisor's")
+        else:
+            kill_all_but_tgtd(service)
+        writer.wait_rounds(20)
+        service.start()
+        assert service.tgtd_pid() == tgtd
+        assert session.command(b"\x00", 0) == b""
+        assert writer.stop() == []
+    assert lost(service.backing(attachment["volume_id"]), writer.expected) == []
+    service.admin.detach(attachment["id"])
+    assert one.login_error() is not None
