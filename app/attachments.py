@@ -118,10 +118,11 @@ def _insert(session: Session, caller: Caller, volume: Volume, body: AttachmentCr
         created_at=now(),
     )
     session.add(attachment)
+    wanted = volume.id  # a failed flush leaves nothing of the session's to be asked
     try:
         session.flush()
     except IntegrityError:
-        raise conflict("initiator-attached", f"Volume {volume.id} is attached to {initiator} already.") from None
+        raise conflict("initiator-attached", f"Volume {wanted} is attached to {initiator} already.") from None
     return attachment
 
 

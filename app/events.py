@@ -100,7 +100,7 @@ def seal(database: Database) -> int:
 
 
 def sign_head(database: Database, signer: Signer, heads: Path) -> bool:
-    """Append the signed head of the chain to the file `heads`, unless it is there already. Called by one worker only."""
+    """Append the signed head of the chain to the file `heads`, unless it is there. Called by one worker only."""
     with database.read() as session:
         head = session.execute(
             select(Event.sequence, Event.hash)

@@ -8,7 +8,7 @@ from uuid import UUID
 
 
 def new_id() -> UUID:
-    """A UUID of version 7 (RFC 9562 §5.7): 48 bits of Unix milliseconds, 12 of their fraction (§6.2, method 3), 62 random.
+    """A UUID of version 7 (RFC 9562 §5.7): 48 bits of Unix milliseconds, 12 of a fraction (§6.2, method 3), 62 random.
 
     Rows therefore lie in the order of their creation, also those of one transaction, and a page of a list is a range
     of the primary key.

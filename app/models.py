@@ -165,14 +165,19 @@ class Volume(Base):
     __table_args__ = (
         UniqueConstraint("id", "held_mode"),
         CheckConstraint("readers >= 0", name="readers"),
-        Index("ix_volumes_owner", "owner_id", "id"),
-        Index("ix_volumes_name", "name", "id"),
-        Index("ix_volumes_state", "state", "id"),
-        Index(
-            "ix_volumes_public",
-            "id",
-            sqlite_where=text("visibility = 'public'"),
-            postgresql_where=text("visibility = 'public'"),
+        # A page of a list is a range of one of these: whose volumes, perhaps of which state or name, in order of id.
+        *(
+            Index(f"ix_volumes_{'_'.join(columns)}", *columns, "id")
+            for columns in (
+                ("owner_id",),
+                ("owner_id", "state"),
+                ("owner_id", "name"),
+                ("visibility",),
+                ("visibility", "state"),
+                ("visibility", "name"),
+                ("state",),
+                ("name",),
+            )
         ),
     )
 

@@ -166,7 +166,7 @@ def claim(database: Database, worker: str, lane: str, lease: float) -> Operation
     taking = _TAKE_UNLOCKED if database.dialect == "sqlite" else _TAKE
     values |= {"me": worker, "until": moment + dt.timedelta(seconds=lease)}
     try:
-        with database.write() as session:
+        with database.write(durable=False) as session:  # a claim that is lost with the power is made again
             taken = session.execute(taking, values).scalar()
             return session.get(Operation, taken) if taken else None
     except IntegrityError:

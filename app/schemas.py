@@ -52,11 +52,12 @@ _INITIATOR = {
         r"^(iqn\.[0-9]{4}-(0[1-9]|1[0-2])(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?){2,}(:[a-z0-9.:-]+)?"
         r"|eui\.[0-9a-f]{16}|naa\.([0-9a-f]{16}|[0-9a-f]{32}))$"
     ),
+    "examples": ["iqn.2026-11.org.example:host-1"],
 }
 
 #: Stands last in an annotation: bounds to the left of it are part of the description, to the right they are not.
 Integral = BeforeValidator(_integral)
-Size = Annotated[int, Field(ge=MIN_SIZE, le=MAX_SIZE, description="bytes"), Integral]
+Size = Annotated[int, Field(ge=MIN_SIZE, le=MAX_SIZE, description="bytes", examples=[1 << 30]), Integral]
 Instant = Annotated[dt.datetime, AfterValidator(_utc)]
 #: One line of printable text without control characters.
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
@@ -112,35 +113,35 @@ class DryRun(Request):
 
 class Paging(Request):
     model_config = ConfigDict(extra="forbid", strict=False)
-    limit: int = Field(50, ge=1, le=1000)
+    limit: int = Field(50, ge=1, le=1000, description="items of a page at most")
     next: Cursor | None = Field(None, description="the `next` of the page before")
 
 
 class VolumeFilter(Paging):
-    name: Name | None = None
-    state: VolumeStateName | None = None
-    owner: Label | None = None
+    name: Name | None = Field(None, description="exactly this name")
+    state: VolumeStateName | None = Field(None, description="in this state")
+    owner: Label | None = Field(None, description="of this user")
 
 
 class SnapshotFilter(Paging):
-    name: Name | None = None
-    volume: UUID | None = None
+    name: Name | None = Field(None, description="exactly this name")
+    volume: UUID | None = Field(None, description="of this volume, also when that is gone")
 
 
 class AttachmentFilter(Paging):
-    volume: UUID | None = None
-    node: Name | None = None
-    state: AttachmentStateName | None = None
+    volume: UUID | None = Field(None, description="of this volume")
+    node: Name | None = Field(None, description="on this node")
+    state: AttachmentStateName | None = Field(None, description="in this state")
 
 
 class EventFilter(Paging):
-    resource: UUID | None = None
-    kind: Label | None = None
+    resource: UUID | None = Field(None, description="of this resource")
+    kind: Label | None = Field(None, description="of this kind, such as volume.create")
 
 
 class OperationFilter(Paging):
-    state: OperationStateName | None = None
-    resource: UUID | None = None
+    state: OperationStateName | None = Field(None, description="in this state")
+    resource: UUID | None = Field(None, description="on this resource")
 
 
 class Wait(Request):
@@ -153,7 +154,7 @@ class Detach(DryRun):
 
 
 class ShareTarget(DryRun):
-    group: Label
+    group: Label = Field(description="the group whose share ends")
 
 
 # ---------------------------------------------------------------- requests

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, update
+from sqlalchemy import ColumnElement, Update, bindparam, update
 from sqlalchemy.orm import Session
 
 from app.db import change
@@ -66,9 +67,20 @@ def transition(
     sources = TRANSITIONS[model][to]
     allowed = sources if only_from is None else tuple(s for s in sources if s in set(only_from))
     if model in (Volume, Snapshot):
-        values.setdefault("version", model.version + 1)
         values.setdefault("updated_at", now())
-    statement = (
-        update(model).where(model.id == identifier, model.state.in_(allowed), *conditions).values(state=to, **values)
-    )
-    return change(session, statement) == 1
+    statement = _transition(model, to, allowed, tuple(values))
+    if conditions:
+        statement = statement.where(*conditions)
+    bound = {f"new_{name}": value for name, value in values.items()}
+    return change(session, statement, {"the_id": identifier, **bound}) == 1
+
+
+@cache
+def _transition(model: Stateful, to: str, allowed: tuple[str, ...], names: tuple[str, ...]) -> Update:
+    """The statement, put together once: that costs more than running it."""
+    table = model.metadata.tables[model.__tablename__]
+    new: dict[str, Any] = {name: bindparam(f"new_{name}", type_=table.c[name].type) for name in names}
+    if "version" in table.c:
+        new["version"] = table.c.version + 1
+    condition = (table.c.id == bindparam("the_id", type_=table.c.id.type), table.c.state.in_(allowed))
+    return update(table).where(*condition).values(state=to, **new)

@@ -99,7 +99,7 @@ class Worker:
 
     def beat(self) -> None:
         in_hand = {operation.id for operation in self._in_hand.copy()}
-        with self.outside.database.write() as session:
+        with self.outside.database.write(durable=False) as session:
             operations.renew(session, self.name, in_hand, self.outside.settings.worker.lease)
             session.merge(WorkerBeat(host=self._host, pid=os.getpid(), ready=self.ready.is_set(), beat_at=now()))
 

@@ -20,8 +20,10 @@ MAY = {
     "stratus": {"blockdev", "click", "requests", "platformdirs"},
 }
 #: The modules of app that act outside the database, or watch what is there.
-HANDS = ("app.steps", "app.worker", "app.worker_process", "app.keeper", "app.housekeeping", "app.reconcile", "app.watch",
-         "app.outside", "app.diagnosis")  # fmt: skip
+HANDS = (
+    "app.steps", "app.worker", "app.worker_process", "app.keeper", "app.housekeeping", "app.reconcile", "app.watch",
+    "app.outside", "app.diagnosis",
+)  # fmt: skip
 #: Names of initiators: text and nothing else.
 PURE = "iscsi.names"
 #: What the service's one executable starts; it loads them in the command that needs them.
@@ -59,7 +61,9 @@ def refused(source: str, module: str, *, package: bool = False) -> list[str]:
     if room in MAY:
         allowed = MAY[room] | {room} | sys.stdlib_module_names
         eager = set(imports(source, module, package=package, lazy=False))
-        return [name for name in found if name.split(".")[0] not in allowed and (name in eager or not lazily(room, name))]
+        return [
+            name for name in found if name.split(".")[0] not in allowed and (name in eager or not lazily(room, name))
+        ]
     if is_in(module, *HANDS):
         return [name for name in found if is_in(name, "app.api", "flask", "stratus")]
     return [name for name in found if is_in(name, "stratus", *outside(module)) and not is_in(name, PURE)]

@@ -85,6 +85,6 @@ class Job:
         if time.monotonic() - self._reported < self.REPORT:
             return
         self._reported = time.monotonic()
-        with self.outside.database.write() as session:
+        with self.outside.database.write(durable=False) as session:
             guarded(session, self.operation, progress=min(99, done * 100 // max(total, 1)))
         self._still_mine()

@@ -10,6 +10,17 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+VOLUME_LISTS = (
+    ("owner_id",),
+    ("owner_id", "state"),
+    ("owner_id", "name"),
+    ("visibility",),
+    ("visibility", "state"),
+    ("visibility", "name"),
+    ("state",),
+    ("name",),
+)
+
 
 def upgrade() -> None:
     op.create_table(
@@ -262,16 +273,8 @@ def upgrade() -> None:
         sa.UniqueConstraint("tid", name=op.f("uq_volumes_tid")),
     )
     with op.batch_alter_table("volumes", schema=None) as batch_op:
-        batch_op.create_index("ix_volumes_name", ["name", "id"], unique=False)
-        batch_op.create_index("ix_volumes_owner", ["owner_id", "id"], unique=False)
-        batch_op.create_index(
-            "ix_volumes_public",
-            ["id"],
-            unique=False,
-            sqlite_where=sa.text("visibility = 'public'"),
-            postgresql_where=sa.text("visibility = 'public'"),
-        )
-        batch_op.create_index("ix_volumes_state", ["state", "id"], unique=False)
+        for columns in VOLUME_LISTS:
+            batch_op.create_index(f"ix_volumes_{'_'.join(columns)}", [*columns, "id"], unique=False)
 
     op.create_table(
         "attachments",
@@ -394,14 +397,8 @@ def downgrade() -> None:
 
     op.drop_table("attachments")
     with op.batch_alter_table("volumes", schema=None) as batch_op:
-        batch_op.drop_index("ix_volumes_state")
-        batch_op.drop_index(
-            "ix_volumes_public",
-            sqlite_where=sa.text("visibility = 'public'"),
-            postgresql_where=sa.text("visibility = 'public'"),
-        )
-        batch_op.drop_index("ix_volumes_owner")
-        batch_op.drop_index("ix_volumes_name")
+        for columns in VOLUME_LISTS:
+            batch_op.drop_index(f"ix_volumes_{'_'.join(columns)}")
 
     op.drop_table("volumes")
     with op.batch_alter_table("tokens", schema=None) as batch_op:

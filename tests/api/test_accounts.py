@@ -34,7 +34,10 @@ def refused(service: RunningService, authorization: str | None, code: str) -> No
     with unchanged(service):
         answer = requests.post(service.base + "/v1/volumes", json={"size": MIB}, headers=headers, timeout=60)
     problem(answer, 401, code)
-    assert {part.split()[0] for part in answer.headers["WWW-Authenticate"].split(", ") if " " in part} == {"Bearer", "Basic"}
+    assert {part.split()[0] for part in answer.headers["WWW-Authenticate"].split(", ") if " " in part} == {
+        "Bearer",
+        "Basic",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +124,9 @@ def test_users_change_their_own_password(service: RunningService, alice: Api) ->
     with unchanged(service):
         problem(forgetful.patch("/v1/users/alice", json={"password": OTHER}), 404, "user-not-found")
         problem(forgetful.patch("/v1/users/forgetful", json={"enabled": True}), 403, "admin-only")
-        problem(forgetful.patch("/v1/users/forgetful", json={"password": PASSWORD, "enabled": False}), 403, "admin-only")
+        problem(
+            forgetful.patch("/v1/users/forgetful", json={"password": PASSWORD, "enabled": False}), 403, "admin-only"
+        )
 
 
 def test_no_answer_and_no_row_has_a_password(service: RunningService, alice: Api) -> None:

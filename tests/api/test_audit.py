@@ -68,7 +68,11 @@ def life(service: RunningService, alice: Api) -> Iterator[tuple[str, Callable[[]
     clone = ids["last"]
     yield "alice", lambda: alice.delete(f"/v1/volumes/{clone}"), "volume.delete"
     yield "alice", lambda: alice.delete(f"/v1/snapshots/{snapshot}"), "snapshot.delete"
-    yield "alice", make(volume + "/attachments", {"instance_id": "i", "node": "n", "initiator": initiator("a")}), "attachment.attach"
+    yield (
+        "alice",
+        make(volume + "/attachments", {"instance_id": "i", "node": "n", "initiator": initiator("a")}),
+        "attachment.attach",
+    )
     attachment = f"/v1/attachments/{ids['last']}"
     yield "alice", lambda: alice.get(attachment + "/connection"), "attachment.connection-read"
     yield "admin", lambda: admin.delete(attachment + "?force=true"), "attachment.detach"
@@ -110,8 +114,8 @@ def test_an_admin_reads_the_trail(service: RunningService) -> None:
     found = service.admin.get("/v1/events", params={"resource": volume}).json()["items"]
     assert [event["kind"] for event in found] == ["volume.update", "volume.created", "volume.create"]
     assert {event["resource"]["id"] for event in found} == {volume}
-    only = service.admin.get("/v1/events", params={"kind": "volume.update", "limit": 1}).json()["items"]
-    assert only == found[:1] or only[0]["sequence"] is not None
+    only = service.admin.get("/v1/events", params={"kind": "volume.update", "limit": "1"}).json()["items"]
+    assert [event["id"] for event in only] == [found[0]["id"]]
     wait_until(lambda: _sealed(service, volume), what="the seal")
 
 
@@ -163,7 +167,6 @@ def test_an_untouched_chain_holds(home: Path) -> None:
     assert verify(home, "--pubkey", (home / "keys" / "events.pub").read_text().strip())[0] == 0
 
 
-FOURTH = "(SELECT id FROM events WHERE sequence = 4)"
 TAMPERING = {
     "another actor": ["UPDATE events SET actor = 'mallory' WHERE sequence = 4"],
     "another address": ["UPDATE events SET address = '192.0.2.1' WHERE sequence = 4"],
@@ -173,10 +176,16 @@ TAMPERING = {
     "another detail": ["""UPDATE events SET detail = '{"name": "other"}' WHERE sequence = 4"""],
     "another hash": ["UPDATE events SET hash = (SELECT hash FROM events WHERE sequence = 3) WHERE sequence = 4"],
     "one deleted": ["DELETE FROM events WHERE sequence = 4"],
-    "one deleted, gap closed": ["DELETE FROM events WHERE sequence = 4", "UPDATE events SET sequence = -sequence WHERE sequence > 4",
-                                "UPDATE events SET sequence = -sequence - 1 WHERE sequence < 0"],
-    "two swapped": ["UPDATE events SET sequence = -4 WHERE sequence = 4", "UPDATE events SET sequence = 4 WHERE sequence = 5",
-                    "UPDATE events SET sequence = 5 WHERE sequence = -4"],
+    "one deleted, gap closed": [
+        "DELETE FROM events WHERE sequence = 4",
+        "UPDATE events SET sequence = -sequence WHERE sequence > 4",
+        "UPDATE events SET sequence = -sequence - 1 WHERE sequence < 0",
+    ],
+    "two swapped": [
+        "UPDATE events SET sequence = -4 WHERE sequence = 4",
+        "UPDATE events SET sequence = 4 WHERE sequence = 5",
+        "UPDATE events SET sequence = 5 WHERE sequence = -4",
+    ],
     "the first deleted": ["DELETE FROM events WHERE sequence = 1"],
     "the tail cut off": ["DELETE FROM events WHERE sequence > 6"],
     "the last cut off": ["DELETE FROM events WHERE sequence = (SELECT max(sequence) FROM events)"],

@@ -41,7 +41,9 @@ def nothing_changes(service: RunningService, site: Site) -> Iterator[None]:
         yield
 
 
-def send(api: Api, method: str, path: str, body: bytes, content_type: str | None = "application/json") -> requests.Response:
+def send(
+    api: Api, method: str, path: str, body: bytes, content_type: str | None = "application/json"
+) -> requests.Response:
     headers = {} if content_type is None else {"Content-Type": content_type}
     return api.request(method, path, data=body, headers=headers)
 
@@ -141,7 +143,8 @@ def test_a_body_that_is_no_object(site: Site, body: Any) -> None:
 ATTACHMENT = {"instance_id": "i-1", "node": "n-1", "initiator": initiator("a"), "mode": "rw"}
 BAD_NAMES = [
     "", "iqn", "iqn.", "iqn.2026-11", "iqn.2026-11.", "iqn.2026-11.org", "iqn.2026-13.org.example:a",
-    "iqn.26-11.org.example:a", "iqn.2026-11.org.example:a b", "iqn.2026-11.org.example:a_b", "iqn.2026-11.org..example:a",
+    "iqn.26-11.org.example:a", "iqn.2026-11.org.example:a b", "iqn.2026-11.org.example:a_b",
+    "iqn.2026-11.org..example:a",
     "iqn.2026-11.org.example:ü", "iqn.2026-11.org.example:a\n", "iqn.2026-11.org.example:" + "a" * 200,
     "eui.02004567A425678", "naa.52004567BA64678D0", "wwn.52004567BA64678D", " iqn.2026-11.org.example:a",
 ]  # fmt: skip
@@ -259,14 +262,16 @@ def test_parameters(site: Site, method: str, path: str, name: str) -> None:
 @pytest.mark.parametrize("key", ["short", "x" * 256, "with a space", "tab\tinside", "k\xfcmlaut-key"])
 def test_keys_that_are_none(site: Site, key: str) -> None:
     headers = {"Idempotency-Key": key.encode("latin-1")}
-    answer = site.alice.delete(f"/v1/volumes/{site.volume}", headers=headers)  # type: ignore[arg-type]
+    answer = site.alice.delete(f"/v1/volumes/{site.volume}", headers=headers)
     problem(answer, 422, "invalid-request", "Idempotency-Key")
 
 
-@pytest.mark.parametrize("tag", ['"v0"', '"v999999999999999999"', '"v99999999999999999999999"', "v1", '"x"', "", '"v١"'])
+@pytest.mark.parametrize(
+    "tag", ['"v0"', '"v999999999999999999"', '"v99999999999999999999999"', "v1", '"x"', "", '"v\u0661"']
+)
 def test_if_match_that_does_not_match(site: Site, tag: str) -> None:
     for path in (f"/v1/volumes/{site.volume}", f"/v1/snapshots/{site.snapshot}"):
-        answer = site.alice.delete(path, headers={"If-Match": tag.encode()})  # type: ignore[dict-item]
+        answer = site.alice.delete(path, headers={"If-Match": tag.encode()})
         problem(answer, 412, "precondition-failed")
 
 

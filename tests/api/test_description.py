@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jsonschema_rs
 import pytest
 import requests
 
+from app import api, worker
 from iscsi.names import BadName, validate_initiator
 from tests.api.support import MIB, initiator
 from tests.support.service import Api, RunningService
 
+ROOT = Path(__file__).parents[2]
 METHODS = ("get", "put", "post", "delete", "patch")
 
 
@@ -60,16 +64,15 @@ def test_every_operation_is_told_in_full(description: dict[str, Any]) -> None:
         if operation.get("security") != []:
             assert operation["responses"]["401"] == {"$ref": "#/components/responses/unauthorized"}
         for parameter in operation["parameters"]:
-            undescribed = {"limit", "state", "owner", "volume", "node", "resource", "kind", "group"} - {"owner"}
-            assert parameter.get("description") or parameter["name"] in undescribed | {"owner"}, (path, parameter)
+            assert parameter["description"], (path, parameter)
 
 
 def test_no_keyword_is_made_up(description: dict[str, Any]) -> None:
     """A bound under a name that JSON Schema does not have bounds nothing."""
     known = {
         "$ref", "type", "properties", "required", "additionalProperties", "items", "anyOf", "allOf", "not", "enum",
-        "const", "minimum", "maximum", "minLength", "maxLength", "maxItems", "pattern", "format", "title", "description",
-        "default", "examples",
+        "const", "minimum", "maximum", "minLength", "maxLength", "maxItems", "pattern", "format", "title",
+        "description", "default", "examples",
     }  # fmt: skip
 
     def check(schema: Any, place: str) -> None:
@@ -90,7 +93,8 @@ def test_no_keyword_is_made_up(description: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "iqn.2026-11.org.example", "iqn.2026-11.org.example:a", "iqn.2026-11.o-r-g.example:a.b-c:d", "iqn.2026-00.org.example",
+        "iqn.2026-11.org.example", "iqn.2026-11.org.example:a", "iqn.2026-11.o-r-g.example:a.b-c:d",
+        "iqn.2026-00.org.example",
         "iqn.2026-11.org", "iqn.2026-11.-org.example", "iqn.2026-11.org-.example", "iqn.2026-11.org.example:",
         "iqn.2026-11.org.example:a_b", "eui.02004567a425678d", "eui.02004567a425678", "naa.52004567ba64678d",
         "naa.62004567ba64678d0123456789abcdef", "naa.62004567ba64678d0123456789abcde", "nqn.2026-11.org.example",
@@ -183,7 +187,9 @@ def _follow_from_a_volume(admin: Api, walker: Walker) -> None:
     links = walker._by_name["create_volume"][2]["responses"]["201"]["links"]
     for name in sorted(links, key=lambda name: (name.startswith("delete"), name == "unshare_volume")):
         if name == "delete_volume":
-            for attachment in admin.get("/v1/attachments", params={"volume": made.json()["id"], "state": "attached"}).json()["items"]:
+            for attachment in admin.get(
+                "/v1/attachments", params={"volume": made.json()["id"], "state": "attached"}
+            ).json()["items"]:
                 admin.detach(attachment["id"])
         walker._follow("create_volume", links[name], made.json())
 
@@ -198,3 +204,30 @@ def test_what_is_not_done_yet_links_to_its_operation(service: RunningService, de
     for _, path, operation in operations(description):
         if "202" in operation["responses"]:
             assert set(operation["responses"]["202"]["links"]) == {"get_operation", "cancel_operation"}, path
+
+
+# ---------------------------------------------------------------- the guide
+
+CODE = re.compile(
+    r"""(?: (?:conflict|forbidden|_unauthorized)\(\s* | Problem\(\d{3},\s* | \bcode\s=\s ) "([a-z-]+)" """,
+    re.VERBOSE,
+)
+
+
+def codes() -> set[str]:
+    """Every code a problem can have, as the sources say."""
+    text = "\n".join(file.read_text() for file in ROOT.glob("app/**/*.py"))
+    found = set(CODE.findall(text)) | {f"{kind}-not-found" for kind in re.findall(r'not_found\("([a-z]+)"', text)}
+    return (
+        found
+        | {code for _, code in worker.CODES}
+        | set(api.CODES.values())
+        | {"clone-needs-detach", "snapshot-needs-detach"}
+    )
+
+
+def test_the_guide_tells_every_code_and_every_path(description: dict[str, Any]) -> None:
+    guide = (ROOT / "docs" / "api.md").read_text()
+    assert len(codes()) > 60
+    assert {code for code in codes() if f"`{code}`" not in guide} == set()
+    assert {path for path in description["paths"] if path not in guide} == set()

@@ -48,6 +48,7 @@ def site(service: RunningService) -> Site:
 
 
 ATTACH = {"instance_id": "i", "node": "n", "initiator": initiator("other")}
+NODES = ATTACH | {"initiator": initiator("node-1")}
 #: Who, operation, body: all of them would succeed.
 WOULD = [
     ("alice", "POST", "/v1/volumes", {"size": MIB}),
@@ -167,7 +168,7 @@ ERRORS = [
     ("alice", "POST", "/v1/users", {"name": "x"}, 403, "admin-only"),
     ("alice", "POST", "/v1/volumes/{free}/reset-state", {}, 403, "admin-only"),
     ("alice", "DELETE", "/v1/attachments/{attachment}?force=true", None, 403, "admin-only"),
-    ("alice", "POST", "/v1/volumes/{free}/attachments", ATTACH | {"initiator": initiator("node-1")}, 403, "initiator-of-a-node"),
+    ("alice", "POST", "/v1/volumes/{free}/attachments", NODES, 403, "initiator-of-a-node"),
     ("alice", "POST", "/v1/volumes", {"size": 1}, 422, "invalid-request"),
     ("alice", "POST", "/v1/volumes", {}, 422, "invalid-request"),
 ]  # fmt: skip

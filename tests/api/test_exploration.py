@@ -113,7 +113,9 @@ def test_chains_for_an_admin(service: RunningService, tmp_path: Path) -> None:
 
 
 def test_as_a_user(service: RunningService, tmp_path: Path) -> None:
-    found = explore(service, service.user("explorer"), tmp_path, "--phases", "fuzzing,stateful", "-n", "3", "--max-time", "15")
+    found = explore(
+        service, service.user("explorer"), tmp_path, "--phases", "fuzzing,stateful", "-n", "3", "--max-time", "15"
+    )
     found.assert_clean()
     assert any(link.startswith("POST /v1/volumes >") for link in found.done)
 

@@ -55,7 +55,8 @@ def test_a_repetition_after_the_volume_is_gone(service: RunningService, alice: A
 
 
 def test_many_at_once_make_one(alice: Api) -> None:
-    headers, body = key(), {"size": MIB, "name": "together"}
+    headers = key()
+    body: dict[str, Any] = {"size": MIB, "name": "together"}
 
     def create(_: int) -> requests.Response:
         return alice.post("/v1/volumes", json=body, headers=headers)

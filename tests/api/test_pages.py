@@ -107,13 +107,16 @@ def test_the_other_lists(site: Site) -> None:
     attached = [site.bob.attach(volume, initiator(f"page-{n}"), "ro")["id"] for n in range(3)]
     for path, api, least in (
         ("/v1/snapshots", site.bob, 3), ("/v1/attachments", site.bob, 3), ("/v1/tokens", site.bob, 4),
-        ("/v1/operations", site.bob, 10), ("/v1/groups", site.bob, 2), ("/v1/users", admin, 3), ("/v1/events", admin, 20),
+        ("/v1/operations", site.bob, 10), ("/v1/groups", site.bob, 2), ("/v1/users", admin, 3),
+        ("/v1/events", admin, 20),
     ):  # fmt: skip
         small = [item["id"] for item in walk(api, path, limit=2)]
         whole = [item["id"] for item in walk(api, path, limit=1000)]
         assert len(small) == len(set(small)) >= least, path
         assert small == whole or path == "/v1/events", path
-    assert {a["id"] for a in walk(site.bob, "/v1/attachments", limit=2, volume=volume, state="attached")} == set(attached)
+    assert {a["id"] for a in walk(site.bob, "/v1/attachments", limit=2, volume=volume, state="attached")} == set(
+        attached
+    )
     for identifier in attached:
         site.bob.detach(identifier)
     assert [*walk(site.bob, "/v1/attachments", limit=2, volume=volume, state="attached")] == []

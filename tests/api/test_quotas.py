@@ -51,7 +51,9 @@ def tally(answers: list[requests.Response]) -> int:
     ("name", "size", "count", "fit"),
     [("by-count", None, 10, 10), ("by-size", 7 * MIB, None, 3), ("by-both", 9 * MIB, 4, 4), ("nothing", None, 0, 0)],
 )
-def test_exactly_as_many_as_fit(service: RunningService, name: str, size: int | None, count: int | None, fit: int) -> None:
+def test_exactly_as_many_as_fit(
+    service: RunningService, name: str, size: int | None, count: int | None, fit: int
+) -> None:
     api = user(service, name, size, count)
     with ThreadPoolExecutor(TOGETHER) as pool:
         answers = list(pool.map(lambda _: api.post("/v1/volumes", json={"size": 2 * MIB}), range(TOGETHER)))

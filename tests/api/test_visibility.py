@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,8 @@ OK, GONE, NOT_OWNER = (200, None), (404, "volume-not-found"), (403, "not-owner")
 READ_ONLY, ADMIN, NOT_HERE = (403, "read-only-access"), (403, "admin-only"), (403, "not-this-node")
 NO_SNAPSHOT = (404, "snapshot-not-found")
 
+REVERT = {"snapshot": "{snapshot}"}
+
 #: method, path, body: what the owner, a writer, a reader, a stranger, a node, an admin are answered.
 MATRIX: list[tuple[str, str, Any, tuple[tuple[int, str | None], ...]]] = [
     ("POST", "/v1/volumes/{private}/attachments", RW, (OK, OK, READ_ONLY, GONE, NOT_HERE, OK)),
@@ -74,7 +76,7 @@ MATRIX: list[tuple[str, str, Any, tuple[tuple[int, str | None], ...]]] = [
     ("PATCH", "/v1/volumes/{private}", {"name": "x"}, (OK, NOT_OWNER, NOT_OWNER, GONE, NOT_OWNER, OK)),
     ("PATCH", "/v1/volumes/{private}", {"size": 2 * MIB}, (OK, NOT_OWNER, NOT_OWNER, GONE, NOT_OWNER, OK)),
     ("DELETE", "/v1/volumes/{private}", None, (OK, NOT_OWNER, NOT_OWNER, GONE, NOT_OWNER, OK)),
-    ("POST", "/v1/volumes/{private}/revert", {"snapshot": "{snapshot}"}, (OK, NOT_OWNER, NOT_OWNER, GONE, NOT_OWNER, OK)),
+    ("POST", "/v1/volumes/{private}/revert", REVERT, (OK, NOT_OWNER, NOT_OWNER, GONE, NOT_OWNER, OK)),
     ("POST", "/v1/volumes/{private}/reset-state", {}, (ADMIN, ADMIN, ADMIN, ADMIN, ADMIN, OK)),
     ("PUT", "/v1/volumes/{private}/shares", {"group": "owners"}, (OK, NOT_OWNER, NOT_OWNER, GONE, NOT_OWNER, OK)),
     ("DELETE", "/v1/volumes/{private}/shares?group=readers", None, (OK, NOT_OWNER, NOT_OWNER, GONE, NOT_OWNER, OK)),
@@ -116,7 +118,7 @@ def test_who_may_see_what(site: Site, path: str, seen_by: set[str]) -> None:
 def test_a_share_that_ends_takes_the_sight_along(site: Site) -> None:
     volume = site.owner.make_volume(MIB)["id"]
     path = f"/v1/volumes/{volume}"
-    ends = {
+    ends: dict[str, Callable[[], requests.Response]] = {
         "unshared": lambda: site.owner.delete(f"{path}/shares?group=unshared"),
         "left": lambda: site.admin.put("/v1/groups/left", json={"members": ["owner"]}),
         "dissolved": lambda: site.admin.delete("/v1/groups/dissolved"),
@@ -196,7 +198,10 @@ def test_what_you_may_not_see_is_answered_like_what_is_not_there(site: Site, the
                         )
                         for name in (existing, missing)
                     ]  # fmt: skip
-                    told = [(a.status_code, a.text.replace(n, "…")) for a, n in zip(answers, (existing, missing), strict=True)]
+                    told = [
+                        (a.status_code, a.text.replace(n, "…"))
+                        for a, n in zip(answers, (existing, missing), strict=True)
+                    ]
                     assert told[0] == told[1], (method, path)
                     assert told[0][0] in (403, 404), (method, path, told)
                     compared += 1
@@ -237,7 +242,9 @@ def _attachments(api: Api, volume: str) -> set[str]:
 @pytest.mark.parametrize("who", ["stranger", "node"])
 def test_what_is_for_admins(site: Site, who: str, path: str) -> None:
     answer = site.apis[who].get(path)
-    problem(answer, answer.status_code, "admin-only" if path.count("/") == 2 else f"{path.split('/')[2][:-1]}-not-found")
+    problem(
+        answer, answer.status_code, "admin-only" if path.count("/") == 2 else f"{path.split('/')[2][:-1]}-not-found"
+    )
 
 
 def test_everyone_finds_themselves(site: Site) -> None:
@@ -299,7 +306,8 @@ def test_only_who_attached_detaches_or_an_admin_with_force(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"node": "node-2"}, {"initiator": initiator("other")}, {"node": "node-2", "initiator": initiator("other")}]
+    "wrong",
+    [{"node": "node-2"}, {"initiator": initiator("other")}, {"node": "node-2", "initiator": initiator("other")}],
 )
 def test_a_node_attaches_to_itself_only(site: Site, wrong: dict[str, str]) -> None:
     body = {"instance_id": "i", "node": "node-1", "initiator": initiator("node")} | wrong
@@ -332,5 +340,7 @@ def test_owners_attach_directly_only_where_the_site_allows_it(strict: RunningSer
     with unchanged(strict):
         problem(owner.post(f"/v1/volumes/{volume}/attachments", json=RW), 403, "direct-attach-disabled")
         problem(owner.post(f"/v1/volumes/{volume}/attachments?dry_run=true", json=RW), 403, "direct-attach-disabled")
-    attached = node.post(f"/v1/volumes/{volume}/attachments", json=RW | {"node": "node", "initiator": initiator("node")})
+    attached = node.post(
+        f"/v1/volumes/{volume}/attachments", json=RW | {"node": "node", "initiator": initiator("node")}
+    )
     assert attached.status_code == 201

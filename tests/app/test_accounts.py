@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
@@ -19,7 +20,17 @@ from app.db import Database
 from app.errors import Problem
 from app.events import SYSTEM
 from app.models import Event, Pool, Token, User
-from app.schemas import GroupCreate, GroupUpdate, NodeCreate, NodeUpdate, Paging, QuotaUpdate, TokenCreate, UserCreate, UserUpdate
+from app.schemas import (
+    GroupCreate,
+    GroupUpdate,
+    NodeCreate,
+    NodeUpdate,
+    Paging,
+    QuotaUpdate,
+    TokenCreate,
+    UserCreate,
+    UserUpdate,
+)
 from app.states import now
 from tests.support import rows
 from tests.support.rows import MIB
@@ -146,16 +157,21 @@ def test_names_and_initiators_are_given_once(database: Database, root: Caller) -
     taken = NodeUpdate(initiator="iqn.2026-11.org.example:n1")
     refused(database, "name-taken", lambda s: accounts.change_node(s, root, "n2", taken))
     with database.write() as session:
-        changed = accounts.change_node(session, root, "n2", NodeUpdate(initiator="iqn.2026-11.org.example:n3", enabled=False))
+        changed = accounts.change_node(
+            session, root, "n2", NodeUpdate(initiator="iqn.2026-11.org.example:n3", enabled=False)
+        )
         assert (changed.initiator, changed.enabled) == ("iqn.2026-11.org.example:n3", False)
         assert [n.name for n in accounts.principals(session, root, Paging(), nodes=True).items] == ["n1", "n2"]
         assert [u.name for u in accounts.principals(session, root, Paging(), nodes=False).items] == ["root", "alice"]
 
 
-def test_a_bad_initiator_names_the_field(database: Database, root: Caller) -> None:
-    bad = NodeCreate.model_construct(name="n", initiator="iqn.nonsense")
-    problem = refused(database, "invalid-request", lambda s: accounts.add_node(s, root, bad))
-    assert [error.pointer for error in problem.errors] == ["/initiator"]
+@pytest.mark.parametrize(
+    "initiator", ["iqn.nonsense", "iqn.2026-13.org.example:x", "naa.123", "host", "iqn.2026-11.org.ü"]
+)
+def test_a_bad_initiator_names_the_field(initiator: str) -> None:
+    with pytest.raises(ValidationError) as found:
+        NodeCreate(name="n", initiator=initiator)
+    assert [error["loc"] for error in found.value.errors()] == [("initiator",)]
 
 
 def test_users_change_their_password_and_nothing_else(database: Database) -> None:
@@ -212,7 +228,9 @@ def test_groups_have_exactly_the_members_they_were_given(database: Database, roo
         assert accounts.groups(session, alice, Paging()).items == []
     refused(database, "group-not-found", lambda s: accounts.find_group(s, alice, "friends"))
     unknown = refused(
-        database, "user-not-found", lambda s: accounts.set_members(s, root, "friends", GroupUpdate(members=["eve", "bob"]))
+        database,
+        "user-not-found",
+        lambda s: accounts.set_members(s, root, "friends", GroupUpdate(members=["eve", "bob"])),
     )
     assert "eve" in unknown.detail
     with database.write() as session:
@@ -239,14 +257,20 @@ def test_a_quota_is_the_sites_until_a_user_has_their_own(database: Database, set
         accounts.set_quota(session, settings, root, "alice", QuotaUpdate(size=5 * MIB, count=None))
         assert accounts.quota(session, settings, alice, "alice")["size"] == 5 * MIB
         assert accounts.quota(session, settings, alice, "alice")["count"] == 3
-    refused(database, "admin-only", lambda s: accounts.set_quota(s, settings, alice, "alice", QuotaUpdate(size=MIB, count=1)))
+    refused(
+        database,
+        "admin-only",
+        lambda s: accounts.set_quota(s, settings, alice, "alice", QuotaUpdate(size=MIB, count=1)),
+    )
 
 
 @pytest.mark.parametrize(
     ("size", "count", "code"),
     [(10 * MIB, 1, None), (10 * MIB + 1, 1, "quota-exceeded"), (MIB, 4, "quota-exceeded"), (0, 3, None)],
 )
-def test_what_fits_exactly_fits(database: Database, settings: Settings, size: int, count: int, code: str | None) -> None:
+def test_what_fits_exactly_fits(
+    database: Database, settings: Settings, size: int, count: int, code: str | None
+) -> None:
     alice = add(database, "alice")
     with database.write() as session:
         session.add(rows.pool())

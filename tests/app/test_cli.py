@@ -93,7 +93,10 @@ def test_nodes_groups_and_quotas(run: Run, home: Path) -> None:
     run("quota", "set", "alice", "--size", "5GiB", "--count", "3")
     with sqlite3.connect(home / "stratus.db") as database:
         assert database.execute("SELECT count(*) FROM group_members").fetchone() == (2,)
-        assert database.execute("SELECT quota_size, quota_count FROM users WHERE name = 'alice'").fetchone() == (5 << 30, 3)
+        assert database.execute("SELECT quota_size, quota_count FROM users WHERE name = 'alice'").fetchone() == (
+            5 << 30,
+            3,
+        )
 
 
 @pytest.mark.parametrize(
@@ -116,7 +119,11 @@ def test_a_short_password_is_refused(run: Run) -> None:
 
 
 def test_a_user_that_is_not_there_is_exit_1(run: Run) -> None:
-    for argv in (("token", "create", "nobody"), ("user", "disable", "nobody"), ("quota", "set", "nobody", "--count", "1")):
+    for argv in (
+        ("token", "create", "nobody"),
+        ("user", "disable", "nobody"),
+        ("quota", "set", "nobody", "--count", "1"),
+    ):
         assert "nobody" in run(*argv, code=1).stderr
 
 

@@ -44,7 +44,10 @@ def test_a_host_without_tools_is_told_what_to_install(tmp_path: Path) -> None:
     found = verdicts(done.stdout)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert found["setpriv"] == ("missing", "not found; for children that die with their parent: apt-get install util-linux")
+    assert found["setpriv"] == (
+        "missing",
+        "not found; for children that die with their parent: apt-get install util-linux",
+    )
     assert found["qemu-img"][0] == found["iscsi-inq"][0] == "limited"
     assert "apt-get install qemu-utils" in found["qemu-img"][1]
     assert found["target"][0] == "missing"
@@ -57,12 +60,16 @@ def test_a_pool_is_tried_where_it_will_lie(tmp_path: Path, kind: str, verdict: s
     size = 300 * MIB if kind == "xfs" else 8 * MIB
     with mounted(kind, size, tmp_path) as point:  # type: ignore[arg-type]
         pools = {"default": {"path": str(point / "not" / "yet")}}
-        (check,) = [c for c in examine(load(tmp_path / "home", environ={}, flags={"pools": pools})) if c.name.startswith("pool")]
+        (check,) = [
+            c for c in examine(load(tmp_path / "home", environ={}, flags={"pools": pools})) if c.name.startswith("pool")
+        ]
         assert (check.verdict, list(point.iterdir())) == (verdict, [])
         assert says in check.detail
 
 
 def test_a_pool_that_cannot_be_written_is_missing(tmp_path: Path) -> None:
     pools = {"default": {"path": "/proc/stratus"}}
-    (check,) = [c for c in examine(load(tmp_path / "home", environ={}, flags={"pools": pools})) if c.name.startswith("pool")]
+    (check,) = [
+        c for c in examine(load(tmp_path / "home", environ={}, flags={"pools": pools})) if c.name.startswith("pool")
+    ]
     assert check.verdict == "missing"

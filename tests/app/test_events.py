@@ -54,9 +54,13 @@ def test_an_event_says_who_did_what_to_which_resource_from_where(database: Datab
 
 
 def test_an_event_is_rolled_back_with_its_change(database: Database) -> None:
-    with pytest.raises(ZeroDivisionError), database.write() as session:
-        record(session, SYSTEM, "pool.active")
-        raise ZeroDivisionError
+    def fail_after_telling() -> None:
+        with database.write() as session:
+            record(session, SYSTEM, "pool.active")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_after_telling()
     assert seal(database) == 0
 
 
@@ -124,7 +128,9 @@ def _remove(sequences: list[int], *, close_the_gap: bool = False) -> Callable[[D
         with database.write() as session:
             session.execute(delete(Event).where(Event.sequence.in_(sequences)))
             if close_the_gap:
-                for event in session.scalars(select(Event).where(Event.sequence > max(sequences)).order_by(Event.sequence)):
+                for event in session.scalars(
+                    select(Event).where(Event.sequence > max(sequences)).order_by(Event.sequence)
+                ):
                     assert event.sequence is not None
                     event.sequence -= len(sequences)
                     session.flush()

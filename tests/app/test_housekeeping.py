@@ -367,9 +367,7 @@ def test_more_sessions_than_there_should_be_are_an_alarm_and_then_a_fence(
     invariants.check(house.database, idle=True)
 
 
-def test_a_session_from_a_network_that_was_not_given_is_fenced(
-    tmp_path: Path, database: Database, portal: str
-) -> None:
+def test_a_session_from_a_network_that_was_not_given_is_fenced(tmp_path: Path, database: Database, portal: str) -> None:
     allowed = {"direct": True, "direct_networks": ["10.0.0.0/8"]}
     with open_house(tmp_path / "home", database, attachments=allowed, iscsi={"portal": portal}) as house:
         house.start()
@@ -426,6 +424,6 @@ def test_a_target_that_cannot_be_had_is_tried_again(house: House) -> None:
     assert ready.wait(30)
     house.worker.stopping.set()
     thread.join(30)
+    house.daemon.stop()
     with pytest.raises(TargetUnavailable):
-        house.daemon.stop()
         house.target.inventory()

@@ -62,7 +62,7 @@ def test_a_rotated_ring_seals_with_the_new_key_and_opens_with_the_old(path: Path
 
 def test_a_key_that_is_gone_is_named(path: Path) -> None:
     ring = KeyRing.create(path)
-    with pytest.raises(KeyFileError, match="0badf00d.*backup"):
+    with pytest.raises(KeyFileError, match=r"0badf00d.*backup"):
         ring.open(uuid4(), "0badf00d", b"x" * 40)
 
 

@@ -6,11 +6,14 @@ import datetime as dt
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from uuid import UUID
 
 import pytest
 from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from app import operations
 from app.auth import Caller
@@ -60,7 +63,13 @@ def expire(database: Database, identifier: UUID) -> None:
 def test_an_operation_is_claimed_once_with_a_lease_and_a_fence(database: Database) -> None:
     identifier = queue(database, size=7)
     taken = take(database)
-    assert (taken.id, taken.state, taken.fence, taken.attempt, taken.worker) == (identifier, "running", 1, 1, "host:1:a")
+    assert (taken.id, taken.state, taken.fence, taken.attempt, taken.worker) == (
+        identifier,
+        "running",
+        1,
+        1,
+        "host:1:a",
+    )
     assert taken.parameters == {"size": 7}
     assert taken.lease_until is not None
     assert taken.lease_until > now() + dt.timedelta(seconds=LEASE - 5)
@@ -89,8 +98,6 @@ def test_one_runs_for_a_subject_and_the_others_follow_in_order(database: Databas
 
 
 def test_two_running_operations_of_a_subject_cannot_be_written(database: Database) -> None:
-    from sqlalchemy.exc import IntegrityError
-
     subject = new_id()
     queue(database, subject)
     second = queue(database, subject)
@@ -144,8 +151,9 @@ def test_a_fence_that_waits_holds_up_no_other(database: Database) -> None:
     subject = new_id()
     queue(database, subject, "attachment.detach")
     other = queue(database, subject, "attachment.detach")
+    first = take(database, lane="export")
     with database.write() as session:
-        put_back(session, take(database, lane="export"), 3600, "a write is in flight", failed=False)
+        put_back(session, first, 3600, "a write is in flight", failed=False)
     assert take(database, lane="export").id == other
 
 
@@ -176,18 +184,18 @@ def test_who_lost_the_lease_writes_nothing(database: Database) -> None:
     expire(database, identifier)
     found = take(database, "other:1:b")
 
-    def also(session: object) -> None:
-        session.add(rows.user("written-by-the-loser"))  # type: ignore[attr-defined]
+    def write(change: Callable[[Session], None]) -> None:
+        with database.write() as session:
+            session.add(rows.user("written-by-the-loser"))
+            change(session)
 
-    with pytest.raises(Lost), database.write() as session:
-        also(session)
-        finish(session, lost, "succeeded")
-    with pytest.raises(Lost), database.write() as session:
-        also(session)
-        put_back(session, lost, 0, "again", failed=True)
-    with pytest.raises(Lost), database.write() as session:
-        also(session)
-        operations.guarded(session, lost, progress=50)
+    for change in (
+        lambda session: finish(session, lost, "succeeded"),
+        lambda session: put_back(session, lost, 0, "again", failed=True),
+        lambda session: operations.guarded(session, lost, progress=50),
+    ):
+        with pytest.raises(Lost):
+            write(change)
     with database.read() as session:
         assert session.scalars(select(User)).all() == []
     end(database, found)
@@ -305,7 +313,7 @@ def test_two_hundred_operations_survive_six_workers_that_are_killed_again_and_ag
     assert done.returncode == 0, done.stderr
     with database.read() as session:
         found = {operation.id: operation for operation in session.scalars(select(Operation))}
-        events = session.scalars(select(Event).order_by(Event.id)).all()
+        events = list(session.scalars(select(Event).order_by(Event.id)))
     assert {operation.state for operation in found.values()} == {"succeeded"}
     ended = [event for event in events if event.kind == "ended"]
     assert sorted(str(event.resource_id) for event in ended) == sorted(map(str, made))  # each exactly once
@@ -315,7 +323,7 @@ def test_two_hundred_operations_survive_six_workers_that_are_killed_again_and_ag
 
 
 def _assert_one_at_a_time(events: list[Event], found: dict[UUID, Operation]) -> None:
-    """Of each subject and lane, the operations began and ended one after the other, in the order they were asked for."""
+    """Of each subject and lane, operations began and ended one after the other, in the order they were asked for."""
     histories: dict[tuple[UUID, str], list[UUID]] = defaultdict(list)
     for event in events:
         assert event.resource_id is not None

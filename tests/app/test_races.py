@@ -53,7 +53,7 @@ def attach(house: House, caller: Caller, volume: UUID, body: AttachmentCreate) -
 
 
 def all_at_once(calls: list[Callable[[], object]]) -> list[str]:
-    """Start the calls in the same moment; "done", or the code of the refusal, of each. A deadlock may be tried again."""
+    """Start the calls in the same moment; "done", or the code of the refusal, of each. Busy is tried again."""
     barrier = threading.Barrier(len(calls))
 
     def outcome(call: Callable[[], object]) -> str:
@@ -168,8 +168,8 @@ def _calls(house: House, alice: Caller, volume: UUID, snapshot: UUID, turn: int)
     settings, do = house.settings, house.do
     grow = VolumeUpdate(size=(17 + turn) * MIB)
     return [
-        *(lambda n=n: attach(house, alice, volume, wish(n)) for n in range(3)),  # type: ignore[misc]
-        *(lambda n=n: attach(house, alice, volume, wish(n, "ro")) for n in range(3, 6)),  # type: ignore[misc]
+        *(lambda n=n: attach(house, alice, volume, wish(n)) for n in range(3)),
+        *(lambda n=n: attach(house, alice, volume, wish(n, "ro")) for n in range(3, 6)),
         lambda: _attach_and_detach(house, alice, volume, 6),
         lambda: _attach_and_detach(house, alice, volume, 7),
         lambda: do(snapshots.create, settings, alice, volume, SnapshotCreate()),

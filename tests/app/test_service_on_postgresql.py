@@ -28,7 +28,9 @@ def initiator(answer: dict[str, object]) -> Initiator:
     connection = answer["connection"]
     assert isinstance(connection, dict)
     auth = connection["auth"]
-    return Initiator(connection["portal"], connection["target"], IQN, auth["username"], auth["password"], lun=connection["lun"])
+    return Initiator(
+        connection["portal"], connection["target"], IQN, auth["username"], auth["password"], lun=connection["lun"]
+    )
 
 
 def test_a_volume_lives_through_detach_and_restart(service: RunningService, postgres: Postgres) -> None:
@@ -36,7 +38,9 @@ def test_a_volume_lives_through_detach_and_restart(service: RunningService, post
     volume = api.make_volume(64 << 20, name="data")["id"]
     first = api.attach(volume, IQN)
     initiator(first).write(4096, 0x5A, 8192)
-    refused = api.post(f"/v1/volumes/{volume}/attachments", json={"instance_id": "i", "node": "n", "initiator": IQN + "2"})
+    refused = api.post(
+        f"/v1/volumes/{volume}/attachments", json={"instance_id": "i", "node": "n", "initiator": IQN + "2"}
+    )
     assert (refused.status_code, refused.json()["code"]) == (409, "volume-in-use")
     api.detach(first["id"])
     assert initiator(first).login_error() is not None
@@ -59,7 +63,9 @@ def test_a_volume_lives_through_detach_and_restart(service: RunningService, post
 def test_losing_all_connections_is_survived(service: RunningService, postgres: Postgres) -> None:
     api = service.user("alice")
     api.make_volume(1 << 20)
-    postgres.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname LIKE 'test%'")
+    postgres.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname LIKE 'test%'"
+    )
     wait_until(service.is_ready, 60, "the service")
     volume = wait_until(lambda: _made(api), 60, "a volume")
     assert api.delete(f"/v1/volumes/{volume}").status_code == 204

@@ -127,13 +127,18 @@ def test_of_many_at_once_one_makes_the_transition(there: Rows) -> None:
 def test_every_state_can_be_reached_and_every_named_state_exists() -> None:
     starts = {Volume: "creating", Snapshot: "creating", Attachment: "attaching", Operation: "queued"}
     for model, ways in TRANSITIONS.items():
-        assert set(ways) | {starts[model]} == set(STATES[model])  # type: ignore[index]
+        assert set(ways) | {starts[model]} == set(STATES[model])
         assert {source for sources in ways.values() for source in sources} <= set(STATES[model])
 
 
 def test_what_has_ended_stays_ended() -> None:
-    for model, ended in ((Attachment, "detached"), (Operation, "succeeded"), (Operation, "failed"), (Operation, "cancelled")):
-        assert not [to for to, sources in TRANSITIONS[model].items() if ended in sources]  # type: ignore[index]
+    for model, ended in (
+        (Attachment, "detached"),
+        (Operation, "succeeded"),
+        (Operation, "failed"),
+        (Operation, "cancelled"),
+    ):
+        assert not [to for to, sources in TRANSITIONS[model].items() if ended in sources]
 
 
 # ---------------------------------------------------------------- what the schema refuses

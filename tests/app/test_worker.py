@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import select, text, update
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from app import attachments, operations, snapshots, volumes
 from app.auth import Caller
@@ -73,11 +73,11 @@ def failing(times: int, error: Exception) -> Callable[..., None]:
 
 
 def break_pool(house: House, method: str, fault: Callable[..., None]) -> None:
-    house.outside.pools["default"] = Faulty(house.outside.pools["default"], method, fault)  # type: ignore[assignment]
+    house.outside.pools["default"] = Faulty(house.outside.pools["default"], method, fault)
 
 
 def break_target(house: House, method: str, fault: Callable[..., None]) -> None:
-    house.outside.target = Faulty(house.target, method, fault)  # type: ignore[assignment]
+    house.outside.target = Faulty(house.target, method, fault)
 
 
 def step(house: House, operation: Operation | None, worker: Worker | None = None) -> Operation:
@@ -208,7 +208,8 @@ def test_waiting_is_no_failed_try(house: House, alice: Caller) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [TargetRefused("delete account", 22, "no"), TargetUnavailable("away"), OSError(5, "EIO"), KeyError("a bug")]
+    "error",
+    [TargetRefused("delete account", 22, "no"), TargetUnavailable("away"), OSError(5, "EIO"), KeyError("a bug")],
 )
 def test_a_fence_is_never_given_up(house: House, alice: Caller, error: Exception) -> None:
     volume = made(house, alice)
@@ -320,9 +321,9 @@ def test_a_delete_that_fails_can_be_asked_for_again(house: House, alice: Caller)
     break_pool(house, "delete_volume", failing(1, PoolUnusable("default", "away")))
     break_pool(house, "delete_snapshot", failing(1, PoolUnusable("default", "away")))
     for request, identifier in ((volumes.request_delete, volume), (snapshots.request_delete, snapshot)):
-        asked = house.do(request, alice, identifier, None)  # type: ignore[arg-type]
+        asked = house.do(request, alice, identifier, None)
         assert step(house, asked).error_code == "pool-unusable"
-        assert step(house, house.do(request, alice, identifier, None)).state == "succeeded"  # type: ignore[arg-type]
+        assert step(house, house.do(request, alice, identifier, None)).state == "succeeded"
     invariants.check(house.database, idle=True)
 
 
@@ -530,7 +531,7 @@ def test_a_worker_outlives_a_database_that_is_away(house: House, alice: Caller) 
     with house.database.write() as session:
         session.execute(text("ALTER TABLE operations RENAME TO away"))
     assert house.worker._claim("data") is None
-    with pytest.raises(OperationalError) if house.database.dialect == "sqlite" else pytest.raises(Exception, match="oper"):
+    with pytest.raises(DBAPIError):
         house.worker.beat()
     with house.database.write() as session:
         session.execute(text("ALTER TABLE away RENAME TO operations"))

@@ -1,7 +1,7 @@
 """Debian's iscsi-test-cu, suite by suite, and what became of each test.
 
 Suites run in processes of their own: some tests change how the tool sends commands and, when the target does not know
-the command, never change it back (CompareAndWrite.InvalidDataOutSize, which a LUN with thin provisioning does not skip).
+the command, never change it back (CompareAndWrite.InvalidDataOutSize does so to a LUN with thin provisioning).
 The tool's exit code says nothing; what it prints of each test does.
 """
 

@@ -39,7 +39,9 @@ def _usage(session: Session) -> list[str]:
         broken += [f"{user.name} is charged {found}, but has {wanted}"] if found != wanted else []
     for pool in session.scalars(select(Pool)):
         wanted_sum = by_pool[pool.name]
-        broken += [f"pool {pool.name} promised {pool.promised}, not {wanted_sum}"] if pool.promised != wanted_sum else []
+        broken += (
+            [f"pool {pool.name} promised {pool.promised}, not {wanted_sum}"] if pool.promised != wanted_sum else []
+        )
     return broken
 
 

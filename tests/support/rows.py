@@ -82,7 +82,9 @@ def one_of_each(session: Session, suffix: str = "") -> None:
     session.add(data)
     session.flush()
     held = attachment(alice.id, data.id)
-    session.add_all([held, snapshot(alice.id, data.id, pool=home.name), GroupMember(group_id=group.id, user_id=alice.id)])
+    session.add_all(
+        [held, snapshot(alice.id, data.id, pool=home.name), GroupMember(group_id=group.id, user_id=alice.id)]
+    )
     session.flush()
     session.add(Share(volume_id=data.id, group_id=group.id, mode="ro"))
     session.add(operation(data.id, principal_id=alice.id))

@@ -38,12 +38,14 @@ def wait_until(condition: Any, timeout: float = 20.0, what: str = "it") -> Any:
 
 
 class Api(requests.Session):
-    """Requests to the service with one token."""
+    """Requests to the service with one token; `cacert` is what it trusts, for https."""
 
-    def __init__(self, base: str, token: str | None) -> None:
+    def __init__(self, base: str, token: str | None, cacert: Path | None = None) -> None:
         super().__init__()
         self.base = base
         self.trust_env = False
+        if cacert:
+            self.verify = str(cacert)
         if token:
             self.headers["Authorization"] = f"Bearer {token}"
 
@@ -108,13 +110,23 @@ def initiator_of(attachment: dict[str, Any]) -> Initiator:
 
 
 class RunningService:
-    """`environment`: STRATUS_… settings; `arguments`: further options of serve. Ports are chosen once and kept."""
+    """`environment`: STRATUS_… settings; `arguments`: further options of serve. Ports are chosen once and kept.
 
-    def __init__(self, home: Path, environment: dict[str, str] | None = None, arguments: tuple[str, ...] = ()) -> None:
+    With `cacert`, it is spoken to by https; the certificate and key are for `arguments` to name.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        environment: dict[str, str] | None = None,
+        arguments: tuple[str, ...] = (),
+        cacert: Path | None = None,
+    ) -> None:
         self.home = home
+        self.cacert = cacert
         self.port, self.portal_port = free_port(), free_port()
         self.portal = f"127.0.0.1:{self.portal_port}"
-        self.base = f"http://127.0.0.1:{self.port}"
+        self.base = f"{'https' if cacert else 'http'}://127.0.0.1:{self.port}"
         self.environment = {
             "STRATUS_ATTACHMENTS__DIRECT": "true",
             "STRATUS_WORKER__LEASE": "3",
@@ -140,7 +152,7 @@ class RunningService:
         assert self.process is not None
         assert self.process.poll() is None, f"serve ended with {self.process.returncode}: {self.output()}"
         try:
-            return requests.get(self.base + "/readyz", timeout=5).status_code == 200
+            return Api(self.base, None, self.cacert).get("/readyz", timeout=5).status_code == 200
         except (requests.ConnectionError, requests.Timeout):
             return False
 
@@ -195,7 +207,7 @@ class RunningService:
 
     @property
     def admin(self) -> Api:
-        return Api(self.base, self.admin_token)
+        return Api(self.base, self.admin_token, self.cacert)
 
     def attached(self, initiator: str, size: int = 64 << 20, **body: Any) -> tuple[dict[str, Any], Initiator]:
         """A new volume's attachment (`body`: mode, mutual_chap, …), and its initiator."""
@@ -214,7 +226,8 @@ class RunningService:
         return self._with_token(name)
 
     def _with_token(self, name: str) -> Api:
-        return Api(self.base, self.admin.post("/v1/tokens", json={"user": name}).json()["token"])
+        token = self.admin.post("/v1/tokens", json={"user": name}).json()["token"]
+        return Api(self.base, token, self.cacert)
 
     def command(self, *argv: str, token: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
         """A stratus-… command as a user runs it; stratus-storage gets this home."""
@@ -253,10 +266,13 @@ def _is_ours(pid: int, line: str, home: Path) -> bool:
 
 @contextmanager
 def running(
-    home: Path, environment: dict[str, str] | None = None, arguments: tuple[str, ...] = ()
+    home: Path,
+    environment: dict[str, str] | None = None,
+    arguments: tuple[str, ...] = (),
+    cacert: Path | None = None,
 ) -> Iterator[RunningService]:
     """A started service that leaves nothing behind, whatever the test did to it."""
-    service = RunningService(home, environment, arguments)
+    service = RunningService(home, environment, arguments, cacert)
     try:
         yield service.start()
     finally:
