@@ -119,7 +119,7 @@ def hold_for_copy(session: Session, volume: Volume, needs_detach: str) -> None:
         return
     if volume.new_size is not None:
         raise _busy(volume)
-    if volume.state in ("available", "in-use"):
+    if volume.held_mode == "rw":
         raise conflict(
             needs_detach,
             f"Volume {volume.id} is attached for writing, and its pool cannot copy a volume in one instant: "
@@ -129,6 +129,8 @@ def hold_for_copy(session: Session, volume: Volume, needs_detach: str) -> None:
 
 
 def not_available(volume: Volume) -> Problem:
+    if volume.state in ("available", "in-use"):  # it is again: what stood in the way has ended since we looked
+        return conflict("volume-busy", f"Volume {volume.id} was being changed; try again.")
     return conflict("volume-not-available", f"Volume {volume.id} is {volume.state}; it must be available.")
 
 

@@ -153,6 +153,14 @@ def test_a_written_volume_is_not_copied_while_attached(copying: RunningService) 
     initiator_of(copying.admin.attach(clone, TWO)).read(0, MIB, 0x5A)
 
 
+def cancel(service: RunningService, operation: str, held: Brake) -> None:
+    """While a chunk is held; it goes on when the worker is due to look for a cancel, at the end of that chunk."""
+    wait_until(held.holds, 60, "a chunk")
+    assert service.admin.post(f"/v1/operations/{operation}/cancel", json={}).status_code in (200, 202)
+    time.sleep(0.6)
+    held.off()
+
+
 def test_a_copy_under_way_is_watched_and_cancelled(
     copying: RunningService, brake: PutOn, plain_directory: Path
 ) -> None:
@@ -182,8 +190,7 @@ def test_a_copy_under_way_is_watched_and_cancelled(
 
     seen = wait_until(progress, 60, "progress")
     assert 0 < seen < 100
-    assert copying.admin.post(f"{look}/cancel", json={}).status_code in (200, 202)
-    held.off()
+    cancel(copying, operation, held)
     ended = copying.admin.wait_operation(operation)
     assert (ended["state"], ended["error"]["code"]) == ("cancelled", "cancelled")
 
@@ -208,9 +215,7 @@ def test_a_cancelled_revert_leaves_the_volume_as_it_was(copying: RunningService,
     wait_until(held.holds, 60, "the copy")
     assert copying.admin.show(f"/v1/volumes/{volume}")["state"] == "reverting"
     assert refusal(copying, "DELETE", f"/v1/snapshots/{snapshot}") == (409, "snapshot-busy")
-    copying.admin.post(f"/v1/operations/{operation}/cancel", json={})
-    time.sleep(0.6)  # it looks for a cancel that often, at the end of a chunk
-    held.off()
+    cancel(copying, operation, held)
     assert copying.admin.wait_operation(operation)["state"] == "cancelled"
     initiator_of(copying.admin.attach(volume, ONE)).read(0, 32 * MIB, 0x5B)
     assert copying.admin.delete(f"/v1/snapshots/{snapshot}").status_code == 204

@@ -55,7 +55,7 @@ def grow_under_a_writer(service: RunningService, times: int) -> None:
 
 
 def test_an_attached_volume_grows_and_its_writer_sees_no_error(service: RunningService) -> None:
-    grow_under_a_writer(service, 8)
+    grow_under_a_writer(service, 4)
 
 
 @pytest.mark.slow
