@@ -7,16 +7,13 @@ reads first and writes later can fail in the middle. PostgreSQL: READ COMMITTED;
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import CursorResult, Delete, Engine, Update, create_engine, event
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.orm import Session
-
-from blockdev.locks import FileLock
 
 PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=15000", "foreign_keys=ON", "trusted_schema=OFF")
 
@@ -28,10 +25,6 @@ class Database:
         self.engine = _engine(url, connections)
         self._reader = self.engine.execution_options(read_only=True)
         self._relaxed = self.engine.execution_options(relaxed=True)
-        self._turn: Callable[[], AbstractContextManager[object]] = nullcontext
-        file = self.engine.url.database
-        if self.dialect == "sqlite" and file:
-            self._turn = lambda: FileLock(Path(f"{file}.turn"))
 
     @property
     def dialect(self) -> str:
@@ -47,14 +40,11 @@ class Database:
     def write(self, *, durable: bool = True) -> Iterator[Session]:
         """Commits at the end, or rolls back whatever was raised.
 
-        SQLite lets one write at a time and makes the others look again after ever longer naps, so that under load most
-        of the time is slept away. Here writers queue for a file lock, which wakes the next one at once.
-
         Not `durable`: for what may be forgotten in a power cut (never only in part, never out of order), like a claim
         or a beat; the commit does not wait for the disk.
         """
         engine = self.engine if durable else self._relaxed
-        with self._turn(), Session(engine, expire_on_commit=False) as session, session.begin():
+        with Session(engine, expire_on_commit=False) as session, session.begin():
             yield session
 
     def close(self) -> None:

@@ -55,11 +55,16 @@ def code_of(error: Exception) -> str:
     return next((code for kind, code in CODES if isinstance(error, kind)), "internal-error")
 
 
+def host_name() -> str:
+    """This host as the database knows it: worker names begin with it, and have to fit their column."""
+    return socket.gethostname()[:32]
+
+
 class Worker:
     def __init__(self, outside: Outside, bus: Bus) -> None:
         self.outside = outside
         self._bus = bus
-        self._host = socket.gethostname()
+        self._host = host_name()
         self.name = f"{self._host}:{os.getpid()}:{time.time_ns():x}"[-64:]
         self.stopping = threading.Event()
         self.ready = threading.Event()

@@ -305,13 +305,22 @@ def test_a_failed_snapshot_gives_its_volume_free_and_can_be_deleted(house: House
 def test_a_failed_revert_leaves_an_error_that_an_admin_can_reset(house: House, alice: Caller) -> None:
     volume = made(house, alice)
     snapshot = step(house, house.do(snapshots.create, house.settings, alice, volume, SnapshotCreate())).resource_id
-    break_pool(house, "revert", failing(1, PoolFull("default")))
-    assert step(house, house.do(volumes.revert, alice, volume, snapshot)).error_code == "pool-full"
+    break_pool(house, "revert", failing(1, PoolUnusable("default", "away")))
+    assert step(house, house.do(volumes.revert, alice, volume, snapshot)).error_code == "pool-unusable"
     assert volume_of(house, volume).state == "error"
     root = house.caller("root", "admin")
     assert step(house, house.do(volumes.reset_state, root, volume)).state == "succeeded"
     assert (volume_of(house, volume).state, volume_of(house, volume).error) == ("available", None)
     assert step(house, house.do(volumes.revert, alice, volume, snapshot)).state == "succeeded"
+    invariants.check(house.database, idle=True)
+
+
+def test_a_revert_that_finds_no_room_leaves_the_volume_as_it_was(house: House, alice: Caller) -> None:
+    volume = made(house, alice)
+    snapshot = step(house, house.do(snapshots.create, house.settings, alice, volume, SnapshotCreate())).resource_id
+    break_pool(house, "revert", failing(1, PoolFull("default")))
+    assert step(house, house.do(volumes.revert, alice, volume, snapshot)).error_code == "pool-full"
+    assert volume_of(house, volume).state == "available"
     invariants.check(house.database, idle=True)
 
 
