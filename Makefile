@@ -26,9 +26,9 @@ test: ## lint, types, all quick tests, coverage of every room
 	@scripts/setup tests
 	@scripts/test
 
-test-slow: ## the long profiles
+test-slow: ## the long profiles; their outcome goes into bench/RESULTS.md
 	@scripts/setup tests
-	@$(BIN)/python -m pytest -m slow
+	@scripts/test --slow
 
 lint: ## ruff and mypy
 	@scripts/setup service

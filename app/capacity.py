@@ -23,6 +23,13 @@ def reserve(session: Session, settings: Settings, owner_id: UUID, pool: str, siz
     _charge_pool(session, pool, size)
 
 
+def require_room(session: Session, pool: str) -> None:
+    """For work that needs space for a while and promises none; Problem 409 when the pool takes no work."""
+    row = session.get_one(Pool, pool, populate_existing=True)
+    if row.state != "active" or row.free < row.low_space:
+        raise _refusal(row, 0)
+
+
 def release(session: Session, owner_id: UUID, pool: str, size: int, count: int = 1) -> None:
     """Give back what `reserve` took."""
     used = {"used_size": User.used_size - size, "used_count": User.used_count - count}

@@ -6,13 +6,15 @@ import json
 import os
 import tomllib
 from collections.abc import Mapping
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from blockdev.units import parse_size
+from iscsi.names import target_name
 
 DEFAULT_HOME = "/var/lib/stratus"
 
@@ -29,9 +31,26 @@ def _network(value: str) -> str:
     return str(ip_network(value))
 
 
-def _portal(value: str) -> str:
+def _listen(value: str) -> str:
     split_portal(value)
     return value
+
+
+def _portal(value: str) -> str:
+    """Initiators are told this address, and tgtd listens there: it is one, and not a name or all of them."""
+    host, _ = split_portal(value)
+    try:
+        unspecified = ip_address(host).is_unspecified
+    except ValueError:
+        raise ConfigError(f"{value}: give a numeric address") from None
+    if unspecified:
+        raise ConfigError(f"{value}: give the address that initiators reach, not all of them")
+    return value
+
+
+def _iqn_prefix(value: str) -> str:
+    """In lower case, and with a volume's id behind it an iSCSI name."""
+    return target_name(value, UUID(int=0)).rpartition(":")[0]
 
 
 def split_portal(value: str) -> tuple[str, int]:
@@ -44,7 +63,9 @@ def split_portal(value: str) -> tuple[str, int]:
 
 Bytes = Annotated[int, BeforeValidator(_size), Field(ge=0)]
 Cidr = Annotated[str, AfterValidator(_network)]
+Listen = Annotated[str, AfterValidator(_listen)]
 Portal = Annotated[str, AfterValidator(_portal)]
+IqnPrefix = Annotated[str, AfterValidator(_iqn_prefix)]
 
 
 class Section(BaseModel):
@@ -54,7 +75,7 @@ class Section(BaseModel):
 class Server(Section):
     """The HTTP side."""
 
-    listen: Portal = "127.0.0.1:8080"
+    listen: Listen = "127.0.0.1:8080"
     processes: int = Field(default=2, ge=1, le=64, description="gunicorn worker processes")
     threads: int = Field(default=16, ge=2, le=256, description="threads in each; a waiting request occupies one")
     wait: float = Field(default=10.0, ge=0, le=30, description="seconds a mutation waits for its operation before 202")
@@ -80,7 +101,7 @@ class Pool(Section):
 
 class Iscsi(Section):
     portal: Portal = "127.0.0.1:3261"
-    iqn_prefix: str = "iqn.2026-11.internal.stratus"
+    iqn_prefix: IqnPrefix = "iqn.2026-11.internal.stratus"
 
 
 class Volumes(Section):

@@ -6,17 +6,28 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from uuid import UUID
 
+from sqlalchemy import select
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.config import Pool as PoolSettings
 from app.config import Settings
+from app.db import Database
+from app.models import Pool
+from app.service import is_migrated
 from blockdev.command import CommandError, run
 from blockdev.extents import supports_reflink
 from blockdev.fallocate import Zeroing, leaves_old_data
+from iscsi.limits import THREADS_PER_LUN, free_threads
 from iscsi.target import TargetError
 from iscsi.tgt_daemon import TgtDaemon
+from pools import PoolUnusable, open_pool
 
 Verdict = Literal["ok", "limited", "missing"]
 
@@ -37,7 +48,9 @@ class Check:
 
 
 def examine(settings: Settings) -> list[Check]:
-    return [*_tools(), _target(), *_pools(settings), _sandbox(), _database()]
+    database, known = _database(settings)
+    pools = (_pool(settings.home, name, pool, known) for name, pool in settings.pools.items())
+    return [*_tools(), _target(), *pools, _sandbox(), _sqlite(), database]
 
 
 def _tools() -> Iterator[Check]:
@@ -55,34 +68,42 @@ def _target() -> Check:
         daemon = TgtDaemon(Path(name), Path(name) / "log", control=os.getpid() % 30000 + 1)
         try:
             daemon.start()
-            return Check("ok", "target", f"tgt answers (threads for {_luns()} more volumes)")
+            more = free_threads() // THREADS_PER_LUN
+            return Check("ok" if more else "limited", "target", f"tgt answers (threads for {more} more volumes)")
         except (TargetError, OSError) as error:
             return Check("missing", "target", f"tgtd does not start: {error}")
         finally:
             daemon.stop()
 
 
-def _luns() -> int:
-    in_use = int(Path("/proc/loadavg").read_text().split()[3].split("/")[1])
-    limits = (int(Path("/proc/sys/kernel", name).read_text()) for name in ("pid_max", "threads-max"))
-    return max(0, (min(limits) - in_use) // 4)
-
-
-def _pools(settings: Settings) -> Iterator[Check]:
-    for name, pool in settings.pools.items():
-        place = next(p for p in (pool.path, *pool.path.parents) if p.exists())
-        yield _pool(name, place)
-
-
-def _pool(name: str, place: Path) -> Check:
-    label = f"pool {name}"
+def _pool(home: Path, name: str, configured: PoolSettings, known: Mapping[str, UUID]) -> Check:
+    """What the worker will find when it activates the pool."""
+    label, path = f"pool {name}", configured.path
     try:
-        if any(leaves_old_data(place, way) for way in Zeroing):
-            return Check("missing", label, f"{place}: its file system says it zeroed data and did not; use another")
-        if supports_reflink(place):
-            return Check("ok", label, f"{place}: reflink; clones take no time, attached volumes can be snapshotted")
+        if not path.exists() and not path.is_relative_to(home):
+            return Check("missing", label, f"{path}: not there; make the directory, empty and the service user's own")
+        if not path.exists() and name not in known:  # the start makes it
+            return _clones(label, *_future(path))
+        pool = open_pool(name, configured.driver, path, pool_id=known.get(name))
+        pool.examine()
+        return _clones(label, path, pool.live_clone)
+    except PoolUnusable as error:
+        return Check("missing", label, error.reason)
     except OSError as error:
-        return Check("missing", label, f"{place}: {error.strerror}")
+        return Check("missing", label, f"{path}: {error.strerror}")
+
+
+def _future(path: Path) -> tuple[Path, bool]:
+    """Where `path` will lie, and whether there is reflink. Raises PoolUnusable for a file system that is not honest."""
+    place = next(parent for parent in path.parents if parent.exists())
+    if any(leaves_old_data(place, way) for way in Zeroing):
+        raise PoolUnusable(path.name, f"{place}: its file system says it zeroed data and did not; use another")
+    return place, supports_reflink(place)
+
+
+def _clones(label: str, place: Path, live: bool) -> Check:
+    if live:
+        return Check("ok", label, f"{place}: reflink; clones take no time, attached volumes can be snapshotted")
     detail = "no reflink; clones copy, and a snapshot needs the volume detached (XFS and btrfs do better)"
     return Check("limited", label, f"{place}: {detail}")
 
@@ -97,7 +118,39 @@ def _sandbox() -> Check:
     return Check("ok", "sandbox", "bwrap with namespaces")
 
 
-def _database() -> Check:
+def _sqlite() -> Check:
     wanted = (3, 35, 0)  # UPDATE … RETURNING
     found = sqlite3.sqlite_version_info
     return Check("ok" if found >= wanted else "missing", "sqlite", sqlite3.sqlite_version)
+
+
+def _database(settings: Settings) -> tuple[Check, Mapping[str, UUID]]:
+    """Whether the database answers, and the pools that it knows."""
+    try:
+        url = make_url(settings.database_url)
+        if _is_to_be_made(url):
+            return Check("ok", "database", f"{url.database}: made at the first start"), {}
+        return _ask(url)
+    except (SQLAlchemyError, ImportError, OSError) as error:
+        cause = str(getattr(error, "orig", None) or error).splitlines()[0]
+        return Check("missing", "database", f"database.url: {cause}"), {}
+
+
+def _is_to_be_made(url: URL) -> bool:
+    """A SQLite file that is not there: to connect would make it, and here nothing is made."""
+    return url.get_backend_name() == "sqlite" and not Path(url.database or "").exists()
+
+
+def _ask(url: URL) -> tuple[Check, Mapping[str, UUID]]:
+    shown = url.render_as_string()
+    if url.get_backend_name() == "postgresql":
+        url = url.update_query_dict({"connect_timeout": "5"})
+    database = Database(url.render_as_string(hide_password=False), connections=1)
+    try:
+        if not is_migrated(database):
+            return Check("ok", "database", f"{shown} answers; the next start brings it to this version"), {}
+        with database.read() as session:
+            known = {name: id for name, id in session.execute(select(Pool.name, Pool.pool_id)) if id is not None}
+        return Check("ok", "database", f"{shown} answers"), known
+    finally:
+        database.close()

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -160,15 +160,15 @@ class Verdict:
     broken: str | None = None
 
 
-def verify(database: Database, heads_file: Path, public_key: str | None = None) -> Verdict:
+def verify(database: Database, heads_file: Path, *public_keys: str) -> Verdict:
     """Recompute the whole chain and compare it with every signed head.
 
-    `public_key` (base64) is the one the heads must be signed with; left out, each head's own key is believed, which
-    proves order but not origin.
+    `public_keys` (base64) are those the heads may be signed with; with none given, each head's own key is believed,
+    which proves order but not origin.
     """
     heads = list(_read_heads(heads_file))
     for line, head in enumerate(heads, start=1):
-        if not _signature_holds(head, public_key):
+        if not _signature_holds(head, public_keys):
             return Verdict(0, 0, len(heads), f"the signature in line {line} of {heads_file} does not hold")
     signed: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for head in heads:
@@ -200,10 +200,10 @@ def _broken(event: Event, expected: int, previous: str, heads: list[dict[str, An
     return f"event {expected} is not the one whose hash was signed at {other['at']}" if other else None
 
 
-def _signature_holds(head: dict[str, Any], public_key: str | None) -> bool:
+def _signature_holds(head: dict[str, Any], public_keys: Collection[str]) -> bool:
     try:
         key = Ed25519PublicKey.from_public_bytes(base64.b64decode(head["key"]))
         key.verify(base64.b64decode(head["signature"]), _signed(head))
     except (InvalidSignature, KeyError, TypeError, ValueError):
         return False
-    return public_key is None or bool(head["key"] == public_key)
+    return not public_keys or head["key"] in public_keys

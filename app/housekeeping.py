@@ -125,7 +125,7 @@ class Housekeeping:
         with self._outside.database.write() as session:
             row = _row(session, name, configured)
             row.size, row.free, row.allocated, row.updated_at = usage.size, usage.free, usage.allocated, now()
-            row.low_space = int(usage.size * configured.low_space_percent / 100)
+            row.low_space = self._outside.pools[name].reserve = int(usage.size * configured.low_space_percent / 100)
             alarm = _alarm(row)
             if (alarm is None) != (row.alarm is None):
                 kind = "pool.alarm" if alarm else "pool.alarm-over"

@@ -80,9 +80,12 @@ class KeyRing:
 
     @classmethod
     def load(cls, path: Path) -> KeyRing:
-        """Raises KeyFileError when the file is missing or readable by others."""
-        document = json.loads(read_private(path))
-        return cls(path, document["current"], {k: base64.b64decode(v) for k, v in document["keys"].items()})
+        """Raises KeyFileError when the file is missing, readable by others, or no key ring."""
+        try:
+            document = json.loads(read_private(path))
+            return cls(path, document["current"], {k: base64.b64decode(v) for k, v in document["keys"].items()})
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise KeyFileError(f"{path} is no key ring: restore the file from your backup") from error
 
     @classmethod
     def create(cls, path: Path) -> KeyRing:

@@ -134,10 +134,14 @@ def open_bus(database: Database, run_dir: Path) -> Bus:
 
 
 class Waiters:
-    """Threads of an API process that wait for operations to end; one listening thread wakes them."""
+    """Threads of an API process that wait for operations to end; one listening thread wakes them.
 
-    def __init__(self, bus: Bus) -> None:
+    Only `places` of them wait long: who waits occupies a thread, and some must be left for everything else.
+    """
+
+    def __init__(self, bus: Bus, places: int = 8) -> None:
         self._bus = bus
+        self._places = threading.Semaphore(places)
         self._lock = threading.Lock()
         self._events: dict[str, list[threading.Event]] = defaultdict(list)
         self._thread: threading.Thread | None = None
@@ -157,6 +161,16 @@ class Waiters:
                 self._events[key].remove(event)
                 if not self._events[key]:
                     del self._events[key]
+
+    @contextmanager
+    def place(self) -> Iterator[bool]:
+        """Whether there is room to wait long."""
+        granted = self._places.acquire(blocking=False)
+        try:
+            yield granted
+        finally:
+            if granted:
+                self._places.release()
 
     def _listen(self) -> None:
         # Started with the first wait and not before: a server forks its processes after loading the application.

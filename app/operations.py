@@ -140,7 +140,18 @@ def cancel(session: Session, caller: Caller, identifier: UUID) -> Operation:
 
 
 #: Failures that a client can do something about; everything else of an operation is the service's own.
-REFUSALS = frozenset({"pool-full", "cancelled", "backing-missing", "size-mismatch", "size-too-large"})
+REFUSALS = frozenset(
+    {
+        "pool-full",
+        "cancelled",
+        "backing-missing",
+        "size-mismatch",
+        "size-too-large",
+        "snapshot-needs-detach",
+        "clone-needs-detach",
+        "changed-meanwhile",
+    }
+)
 
 
 def problem_of(operation: Operation) -> Problem:

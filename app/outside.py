@@ -9,12 +9,17 @@ from uuid import UUID
 
 from app.config import Settings
 from app.db import Database
-from app.keys import KeyRing
+from app.keys import KeyFileError, KeyRing
 from blockdev.locks import FileLock
+from iscsi.target import TargetError
+from pools import PoolError
 
 if TYPE_CHECKING:
     from iscsi.target import Target
     from pools import Pool
+
+#: What can be wrong with one volume (its bytes, its secret, its target) and must never keep another one shut.
+TROUBLE = (TargetError, PoolError, KeyFileError, OSError, ValueError)
 
 
 @dataclass

@@ -17,12 +17,12 @@ from sqlalchemy.orm import Session
 from app.db import change
 from app.events import SYSTEM, record
 from app.models import Snapshot, Volume
-from app.outside import Outside
+from app.outside import TROUBLE, Outside
 from app.states import transition
 from app.steps.exports import export_of, exported_volumes
 from blockdev.locks import LockTimeout
-from iscsi.target import Export, ExportState, TargetError
-from pools import BackingMissing, PoolError
+from iscsi.target import Export, ExportState, TargetUnavailable
+from pools import BackingMissing
 
 log = structlog.get_logger()
 
@@ -68,12 +68,14 @@ def rebuild(outside: Outside) -> None:
     listed = {state.volume_id for state in outside.target.inventory()}
     for volume_id in [*wanted, *(listed - set(wanted))]:
         converge_export(outside, volume_id, patience=5)
+    outside.target.inventory()  # a target that stopped answering meanwhile was not rebuilt: TargetUnavailable
 
 
 def converge_export(outside: Outside, volume_id: UUID, patience: float = 0) -> None:
     """Make or complete one export, or fence one that should not be; skipped while an operation is at it.
 
-    `patience`: seconds to wait for that operation instead.
+    `patience`: seconds to wait for that operation instead. Raises TargetUnavailable; any other trouble is the volume's
+    own, and told in its record.
     """
     try:
         with outside.lock(volume_id, "export", timeout=patience):
@@ -84,7 +86,9 @@ def converge_export(outside: Outside, volume_id: UUID, patience: float = 0) -> N
                 outside.target.remove(volume_id)
     except LockTimeout:
         return
-    except (TargetError, PoolError) as error:
+    except TargetUnavailable:
+        raise
+    except TROUBLE as error:
         log.error("export not restored", volume=str(volume_id), cause=str(error))
         with outside.database.write() as session:
             changed = update(Volume).where(Volume.id == volume_id, Volume.error.is_distinct_from(str(error)))
@@ -124,7 +128,7 @@ def _exports(outside: Outside) -> Iterator[Drift]:
 def _differences(outside: Outside, volume_id: UUID, state: ExportState) -> Iterator[Drift]:
     try:
         export = export_of(outside, volume_id)
-    except PoolError as error:
+    except TROUBLE as error:
         yield Drift("export", volume_id, str(error), "report it; the volume cannot be exported")
         return
     if export is not None and not _equal(export, state):
@@ -152,8 +156,12 @@ def _foreign(outside: Outside) -> Iterator[Drift]:
 
 def _backings(outside: Outside) -> Iterator[Drift]:
     """Rows without bytes, and bytes without a row."""
-    for name, pool in outside.pools.items():
-        items = {(item.kind, item.id) for item in pool.inventory()}
+    for name, pool in list(outside.pools.items()):
+        try:
+            items = {(item.kind, item.id) for item in pool.inventory()}
+        except TROUBLE as error:
+            yield Drift("pool", None, f"{name}: {error}", "report it")
+            continue
         with outside.database.read() as session:
             stable, known = _records(session, name)
         for kind, identifier in sorted(stable - items, key=str):

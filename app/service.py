@@ -39,7 +39,7 @@ class Service:
 
     @cached_property
     def waiters(self) -> Waiters:
-        return Waiters(self.bus)
+        return Waiters(self.bus, places=max(1, self.settings.server.threads // 2))
 
 
 def alembic_config(url: str) -> Config:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ from app.config import ConfigError, Settings, split_portal, write_effective
 from app.keys import KeyRing, write_private
 from app.models import WorkerBeat
 from app.service import Service, migrate
+from app.worker import host_name
 from app.worker_process import tgt_daemon
 from blockdev.locks import FileLock
 
@@ -47,13 +47,6 @@ def check_listen(settings: Settings) -> None:
             f"--listen {server.listen} is reachable from outside this host without TLS: give --tls-cert and --tls-key, "
             "or --behind-proxy if a proxy terminates TLS in front of it, or listen on 127.0.0.1"
         )
-    portal_host, _ = split_portal(settings.iscsi.portal)
-    try:
-        unspecified = ip_address(portal_host).is_unspecified
-    except ValueError:
-        raise ConfigError(f"--portal {settings.iscsi.portal}: give a numeric address") from None
-    if unspecified:
-        raise ConfigError(f"--portal {settings.iscsi.portal}: give the address that initiators reach, not all of them")
 
 
 def _is_loopback(host: str) -> bool:
@@ -76,7 +69,7 @@ def prepare(settings: Settings) -> None:
         if token is not None:
             write_private(settings.home / "admin.token", token + "\n")
         # The last beat of an earlier worker may be fresh still: it must not answer for the one that starts now.
-        session.execute(delete(WorkerBeat).where(WorkerBeat.host == socket.gethostname()))
+        session.execute(delete(WorkerBeat).where(WorkerBeat.host == host_name()))
     service.database.close()
 
 

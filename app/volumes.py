@@ -281,6 +281,7 @@ def revert(session: Session, caller: Caller, identifier: UUID, snapshot_id: UUID
     snapshot = find_snapshot(session, caller, snapshot_id)
     if snapshot.volume_id != volume.id:
         raise conflict("snapshot-of-another", f"Snapshot {snapshot.id} is not one of volume {volume.id}.")
+    capacity.require_room(session, volume.pool)
     unused = (Volume.held_mode.is_(None), Volume.readers == 0, Volume.new_size.is_(None))
     if not transition(session, Volume, volume.id, "reverting", *unused):
         session.refresh(volume)

@@ -48,7 +48,7 @@ class SessionWatch:
             allowed = {(row.volume_id, row.initiator): row.networks for row in session.execute(query) if row.networks}
         for key, networks in allowed.items():
             for found in sessions.get(key, ()):
-                if not any(ip_address(found.address) in ip_network(network) for network in networks):
+                if found.address and not any(ip_address(found.address) in ip_network(network) for network in networks):
                     yield key, found.address
 
     def _alarm(self, outside: Outside, key: Key, kind: str, detail: dict[str, object], *, fence: bool) -> None:

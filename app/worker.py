@@ -24,7 +24,7 @@ from app.operations import KINDS, Cancelled, Lost, finish, put_back
 from app.outside import Outside
 from app.states import now
 from app.steps import HANDLERS
-from app.steps.job import Again, Job, Settle, Vanished
+from app.steps.job import Again, CloneNeedsDetach, Elsewhere, Job, Settle, SnapshotNeedsDetach, Vanished
 from blockdev.command import CommandError
 from iscsi.target import TargetError, TargetLimit, TargetUnavailable
 from pools import BackingMissing, PoolError, PoolFull, PoolUnusable, SizeMismatch, SizeTooLarge
@@ -34,7 +34,7 @@ LANES = ("data", "export")
 #: Looks for work that nobody announced, seconds.
 POLL = 1.0
 #: What is worth trying again by itself, and how often, before a client is told.
-TRANSIENT = (OperationalError, IntegrityError, CommandError, TargetUnavailable, OSError)
+TRANSIENT = (PoolUnusable, OperationalError, IntegrityError, CommandError, TargetUnavailable, OSError)
 ATTEMPTS = 5
 
 CODES: tuple[tuple[type[Exception], str], ...] = (
@@ -47,12 +47,24 @@ CODES: tuple[tuple[type[Exception], str], ...] = (
     (TargetLimit, "target-limit"),
     (TargetUnavailable, "target-unavailable"),
     (TargetError, "target-failed"),
+    (SnapshotNeedsDetach, "snapshot-needs-detach"),
+    (CloneNeedsDetach, "clone-needs-detach"),
+    (Elsewhere, "changed-meanwhile"),
     (Cancelled, "cancelled"),
 )
 
 
 def code_of(error: Exception) -> str:
     return next((code for kind, code in CODES if isinstance(error, kind)), "internal-error")
+
+
+def told(error: Exception) -> str:
+    """What a client may read of it: what we did not foresee (a statement with its values, say) is for the log only."""
+    return (
+        "Something went wrong here; the log of the worker says what."
+        if code_of(error) == "internal-error"
+        else str(error)
+    )
 
 
 def host_name() -> str:
@@ -65,7 +77,7 @@ class Worker:
         self.outside = outside
         self._bus = bus
         self._host = host_name()
-        self.name = f"{self._host}:{os.getpid()}:{time.time_ns():x}"[-64:]
+        self.name = f"{self._host}:{os.getpid()}:{time.time_ns():x}"
         self.stopping = threading.Event()
         self.ready = threading.Event()
         self._wake = {lane: threading.Event() for lane in LANES}
@@ -154,6 +166,10 @@ class Worker:
             self._end(operation, "succeeded", settle)
         except Again as again:
             self._later(operation, again.delay, again.message, failed=False)
+        except Elsewhere as error:
+            self._end(
+                operation, "failed" if KINDS[operation.kind].ends_it else "cancelled", lambda session: None, error
+            )
         except Vanished:
             state = "succeeded" if KINDS[operation.kind].ends_it else "cancelled"
             self._end(operation, state, lambda session: None, Cancelled("There was nothing left to do."))
@@ -169,7 +185,7 @@ class Worker:
             if state == "succeeded" or error is None:
                 finish(session, operation, state)
             else:
-                finish(session, operation, state, code=code_of(error), detail=str(error))
+                finish(session, operation, state, code=code_of(error), detail=told(error))
             settle(session)
         self._bus.announce(DONE, str(operation.id))
 
@@ -188,7 +204,7 @@ class Worker:
         fence = operation.kind == "attachment.detach"
         if fence or (isinstance(error, TRANSIENT) and operation.attempt < ATTEMPTS):
             delay = min(0.1 * 2 ** min(operation.attempt, 10), 10.0)
-            self._later(operation, delay, f"trying again: {error}", failed=True)
+            self._later(operation, delay, f"trying again: {told(error)}", failed=True)
         else:
             self._end(
                 operation, "failed", lambda session: HANDLERS[operation.kind].failed(session, operation, error), error

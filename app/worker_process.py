@@ -48,7 +48,8 @@ def run(settings: Settings) -> None:
 def _serve(service: Service) -> None:
     settings = service.settings
     daemon = tgt_daemon(settings)
-    target = TgtTarget(daemon.ipc, settings.iscsi.iqn_prefix)
+    # A grow that has to wait lets go of the volume soon: a fence may want it.
+    target = TgtTarget(daemon.ipc, settings.iscsi.iqn_prefix, patience=1.0)
     outside = Outside(settings, service.database, service.keys, target)
     worker = Worker(outside, service.bus)
     for number in (signal.SIGTERM, signal.SIGINT):

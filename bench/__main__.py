@@ -1,9 +1,8 @@
-"""`python -m bench [--quick] [cycles|scale|clone …]`: run, print, and keep the tables of a whole run in RESULTS.md."""
+"""`python -m bench [--quick] [cycles|scale|clone …]`: run, print, and keep in RESULTS.md."""
 
 from __future__ import annotations
 
 import argparse
-import datetime as dt
 import signal
 import sys
 import tempfile
@@ -11,11 +10,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import clone, cycles, scale
+from bench import clone, cycles, results, scale
 from bench.report import Table, machine
 
 BENCHMARKS: dict[str, Callable[..., list[Table]]] = {"cycles": cycles.run, "scale": scale.run, "clone": clone.run}
-RESULTS = Path(__file__).with_name("RESULTS.md")
 
 
 def main() -> None:
@@ -23,19 +21,17 @@ def main() -> None:
     # Ended from outside, it still takes down its services, mounts and loop devices.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.monotonic()
-    texts: list[str] = []
     with tempfile.TemporaryDirectory(prefix="stratus-bench-", dir=chosen.work) as work:
         about = machine(Path(work))
         print(about, end="\n\n", flush=True)
         for name in chosen.names or BENCHMARKS:
             directory = Path(work, name)
             directory.mkdir()
-            for table in BENCHMARKS[name](directory, quick=chosen.quick):
-                texts.append(table.text())
-                print(texts[-1], flush=True)
+            text = "\n".join(table.text() for table in BENCHMARKS[name](directory, quick=chosen.quick))
+            print(text, flush=True)
+            if not chosen.quick:
+                results.keep(name, about, text)
     print(f"{time.monotonic() - began:.0f} s")
-    if not chosen.quick and not chosen.names:
-        RESULTS.write_text(_document(about, texts), encoding="utf-8")
 
 
 def _arguments() -> argparse.Namespace:
@@ -44,12 +40,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="everything in a minute; RESULTS.md stays as it is")
     parser.add_argument("--work", type=Path, help="a directory on the disk to measure (default: the temporary one)")
     return parser.parse_args()
-
-
-def _document(about: str, texts: list[str]) -> str:
-    day = dt.datetime.now(dt.UTC).date().isoformat()
-    head = f"# Results of the last run of `make bench`\n\n{day}: {about}.\n\n"
-    return head + "\n".join(texts)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from sqlalchemy import select
 from app.config import load
 from app.db import Database
 from app.models import Operation
+from bench import cpu
 from bench.report import Table, fsync_latency, milliseconds
 from bench.service import Api, Service
 
@@ -31,11 +32,12 @@ Trace = dict[str, list[tuple[float, ...]]]
 
 def run(service: Service, cycles: int, size: int) -> list[Table]:
     with service.api() as api:
-        requests = [step for _ in range(cycles) for step in _cycle(api, size)]
+        requests: list[Request] = []
+        spent = cpu.spent(service, lambda: requests.extend(step for _ in range(cycles) for step in _cycle(api, size)))
         idle = [milliseconds(lambda: api.call("GET", "/v1/volumes?limit=1")) for _ in range(cycles)]
     phases = _phases(service, requests)
     fsync = median(fsync_latency(service.home))
-    return [_by_step(phases), _unit_costs(median(idle), fsync)]
+    return [_by_step(phases), _beside(median(idle), fsync, spent, cycles)]
 
 
 Request = tuple[str, UUID, float, float]
@@ -93,9 +95,11 @@ _LEGEND = (
 )
 
 
-def _unit_costs(request: float, fsync: float) -> Table:
-    table = Table("What its parts cost alone", ("", "ms", "times in a cycle", "ms in a cycle"))
-    table.add("a request that only reads", request, 4, 4 * request)
-    table.add("a commit's sync", fsync, 12, 12 * fsync)
-    table.add("a sync of a backing or its directory", fsync, 4, 4 * fsync)
+def _beside(request: float, fsync: float, spent: dict[str, float], cycles: int) -> Table:
+    """What these times are made of: the disk's latency, and the CPU of each process."""
+    table = Table("Beside it", ("one client", "ms"))
+    table.add("a request that only reads, median", request)
+    table.add("4 KiB appended and synced, median", fsync)
+    for part in cpu.PARTS:
+        table.add(f"CPU of the {part}, per cycle", spent[part] / cycles)
     return table

@@ -41,15 +41,15 @@ class Case:
 
 def run(work: Path, *, quick: bool) -> list[Table]:
     sizes = (GIB // 16, GIB // 4) if quick else (GIB, 20 * GIB)
-    overwrites = (0, 2_000) if quick else (0, 5_000, 80_000)
+    overwrites = (0, 2_000) if quick else (0, 2_000, 20_000)
     with xfs(work, GIB if quick else 30 * GIB) as mount:
         pool = mount / "pool"
         pool.mkdir()
         with running(work / "home", STRATUS_POOLS__DEFAULT__PATH=str(pool)) as service, service.api() as api:
             cases = [case for size in sizes for case in _cases(api, pool, size, overwrites)]
-            for _ in range(2 if quick else 5):
+            for _ in range(2 if quick else 3):
                 _round(api, mount, cases)
-        return [_table(cases), _ratios(cases), hints(mount, GIB // 32 if quick else GIB // 4)]
+        return [_table(cases), _ratios(cases), hints(mount, GIB // 32 if quick else GIB // 8)]
 
 
 def _cases(api: Api, pool: Path, size: int, overwrites: tuple[int, ...]) -> Iterator[Case]:

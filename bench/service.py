@@ -79,6 +79,8 @@ class Service:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.port, self._portal_port = free_port(), free_port()
+        #: Of `stratus-storage serve`.
+        self.pid = 0
 
     @property
     def admin_token(self) -> str:
@@ -122,6 +124,7 @@ def running(home: Path, **environment: str) -> Iterator[Service]:
     with (home / "serve.out").open("wb") as out:
         settings = {"STRATUS_ATTACHMENTS__DIRECT": "true", **environment}
         process = subprocess.Popen(service.argv(), env={**os.environ, **settings}, stdout=out, stderr=out)
+    service.pid = process.pid
     try:
         service.wait_ready(process)
         yield service

@@ -19,6 +19,11 @@ def check_threads(
             raise TargetLimit(resource, needed, max(free - RESERVE, 0))
 
 
+def free_threads(pid: int | None = None, proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """How many more threads `check_threads` would let process `pid` (None: us) have."""
+    return max(min(_free(pid, proc, cgroup).values()) - RESERVE, 0)
+
+
 def _free(pid: int | None, proc: Path, cgroup: Path) -> dict[str, int]:
     in_use = int((proc / "loadavg").read_text().split()[3].split("/")[1])
     free = {

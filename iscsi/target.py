@@ -45,6 +45,19 @@ class Connection:
     mutual: Credentials | None = None
     networks: tuple[str, ...] = ()
 
+    @property
+    def login(self) -> Login:
+        return Login(self.initiator, self.credentials.username, self.mutual.username if self.mutual else None)
+
+
+@dataclass(frozen=True)
+class Login:
+    """Who may stay when others are drained: the names of a connection, without its secrets."""
+
+    initiator: str
+    username: str
+    mutual_username: str | None = None
+
 
 @dataclass(frozen=True)
 class Export:
@@ -158,7 +171,7 @@ class Target(Protocol):
         Raises TargetBusy where path or read_only differ under sessions, TargetLimit, TargetRefused.
         """
 
-    def drain(self, volume_id: UUID, keep: Collection[Connection] = ()) -> list[Session]:
+    def drain(self, volume_id: UUID, keep: Collection[Login] = ()) -> list[Session]:
         """One pass of the fence: revoke the ACL and account of all but `keep`, end their sessions, tell who is left.
 
         Empty means drained: none of them can write any more, nor come back. A session with a write in flight stays

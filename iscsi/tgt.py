@@ -29,6 +29,7 @@ from iscsi.target import (
     Credentials,
     Export,
     ExportState,
+    Login,
     Session,
     TargetBusy,
     TargetError,
@@ -68,12 +69,12 @@ class TgtTarget:
     def grow(self, export: Export) -> None:
         self._converge(export, reopen=True)
 
-    def drain(self, volume_id: UUID, keep: Collection[Connection] = ()) -> list[Session]:
+    def drain(self, volume_id: UUID, keep: Collection[Login] = ()) -> list[Session]:
         tid = self._tid(volume_id)
         if tid is None:
             return []
         self._revoke(tid, self._block(volume_id, tid), keep)
-        kept = {connection.initiator for connection in keep}
+        kept = {login.initiator for login in keep}
         self._end_sessions(volume_id, tid, kept)
         return self._sessions(volume_id, tid, kept) or self._unfinished(volume_id, tid)
 
@@ -109,7 +110,7 @@ class TgtTarget:
     def _converge(self, export: Export, *, reopen: bool) -> None:
         check_export(export)
         block = self._ensure_target(export)
-        if self._revoke(export.tid, block, export.connections):
+        if self._revoke(export.tid, block, [connection.login for connection in export.connections]):
             block = self._block(export.volume_id, export.tid)
         self._end_sessions(export.volume_id, export.tid, {c.initiator for c in export.connections})
         accounts = list(block.accounts)
@@ -210,17 +211,17 @@ class TgtTarget:
 
     # --- taking down
 
-    def _revoke(self, tid: int, block: tgt_show.Block, keep: Collection[Connection]) -> bool:
+    def _revoke(self, tid: int, block: tgt_show.Block, keep: Collection[Login]) -> bool:
         """Take the right to log in from all but `keep`; says whether there was any to take."""
-        initiators = set(block.initiators) - {connection.initiator for connection in keep}
+        initiators = set(block.initiators) - {login.initiator for login in keep}
         self._withdraw(tid, initiators, block.addresses)
-        usernames = {connection.credentials.username for connection in keep}
+        usernames = {login.username for login in keep}
         stale = [name for name in block.accounts if name not in usernames and not is_filler(name)]
         accounts = list(block.accounts)
         for username in stale:
             self._slots.dismiss(tid, accounts, username)
-        mutual = _mutual(keep)
-        outgoing = block.outgoing if block.outgoing and block.outgoing != (mutual and mutual.username) else None
+        mutual = {login.mutual_username for login in keep}
+        outgoing = block.outgoing if block.outgoing and block.outgoing not in mutual else None
         if outgoing:
             self._ipc.unbind_account(tid, outgoing, outgoing=True)
             self._ipc.delete_account(outgoing)
@@ -301,7 +302,8 @@ class TgtTarget:
 
     def _all_connections(self) -> set[tuple[int, int, str]]:
         listings = (tgt_show.connections(self._ipc.show_connections(tid)) for tid, _ in self._names())
-        return {(session, connection, address) for listed in listings for session, connection, _, address in listed}
+        found = {(session, connection, address) for listed in listings for session, connection, _, address in listed}
+        return {entry for entry in found if entry[2]}
 
 
 def _has_identity(lun: tgt_show.Lun, volume_id: UUID) -> bool:

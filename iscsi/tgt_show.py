@@ -40,7 +40,9 @@ MIB = 1 << 20
 _HEADER = re.compile(r"^Target (\d+): (\S+)\n", re.MULTILINE)
 _NAMED = re.compile(r"^ {8}Target (\d+): (\S+)$", re.MULTILINE)
 _CONNECTION = re.compile(
-    r"^Session: (\d+)\n {4}Connection: (\d+)\n {8}Initiator: (\S+)\n {8}IP Address: (\S+)", re.MULTILINE
+    # No address where the peer reset the connection: getpeername(2) fails, and the write in flight goes on.
+    r"^Session: (\d+)\n {4}Connection: (\d+)\n {8}Initiator: (\S+)\n {8}(?:IP Address: (\S+))?",
+    re.MULTILINE,
 )
 _PORTAL = re.compile(r"^Portal: (\S+),\d+$", re.MULTILINE)
 _FIELD = re.compile(r"^ {12}(?P<key>[A-Za-z -]+): (?P<value>.*)$", re.MULTILINE)

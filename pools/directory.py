@@ -73,6 +73,7 @@ class DirectoryPool:
         self.path = path
         self.pool_id = pool_id
         self.live_clone = False
+        self.reserve = 0
         self._trace = trace
         self._staging = path / "staging"
         self._homes: dict[Kind, Path] = {"volume": path / "volumes", "snapshot": path / "snapshots"}
@@ -87,6 +88,18 @@ class DirectoryPool:
         try:
             self.pool_id = self._identify()
             self._check_layout()
+            self._probe()
+        except OSError as error:
+            raise PoolUnusable(self.name, f"{self.path}: {error}") from error
+
+    def examine(self) -> None:
+        """As activate, but an empty directory stays one."""
+        try:
+            if self._read_marker() is None and self.pool_id is None:
+                self._check_empty()
+            else:
+                self._identify()
+                self._check_layout()
             self._probe()
         except OSError as error:
             raise PoolUnusable(self.name, f"{self.path}: {error}") from error
@@ -112,19 +125,22 @@ class DirectoryPool:
 
     def _initialise(self) -> None:
         """Make an empty directory a pool. An interrupted attempt may have been here, and another may be under way."""
-        strange = set(os.listdir(self.path)) - _HARMLESS
-        if strange:
-            raise PoolUnusable(self.name, f"{self.path} is neither a pool nor empty: it holds {min(strange)!r}")
+        self._check_empty()
         for directory in (*self._homes.values(), self._staging):
             directory.mkdir(mode=0o700, exist_ok=True)
-        if any(os.listdir(home) for home in self._homes.values()):
-            raise PoolUnusable(self.name, f"{self.path} holds volumes or snapshots but has lost its {MARKER}")
         pool_id = uuid4()
         try:
             with self._staged(pool_id, self.path / MARKER) as fd:
                 os.write(fd, f"{pool_id}\n".encode())
         except FileExistsError:
             return  # somebody else made it a pool just now: theirs counts
+
+    def _check_empty(self) -> None:
+        strange = set(os.listdir(self.path)) - _HARMLESS
+        if strange:
+            raise PoolUnusable(self.name, f"{self.path} is neither a pool nor empty: it holds {min(strange)!r}")
+        if any(home.exists() and os.listdir(home) for home in self._homes.values()):
+            raise PoolUnusable(self.name, f"{self.path} holds volumes or snapshots but has lost its {MARKER}")
 
     def _check_layout(self) -> None:
         """Names and extents move between these directories, and neither crosses from one file system to another."""
@@ -137,15 +153,16 @@ class DirectoryPool:
     def _probe(self) -> None:
         """Try what the file system says it can. A full pool cannot be tried, and yet must serve the volumes it has: it
         was found honest when it had space, and offers no live clones until it was activated with space."""
+        place = self._staging if self._staging.is_dir() else self.path
         try:
             for mode in Zeroing:
-                if leaves_old_data(self._staging, mode):
+                if leaves_old_data(place, mode):
                     raise PoolUnusable(
                         self.name,
                         f"{self.path}: its file system answers success to fallocate {mode.name} but leaves the old data"
                         " (GlusterFS 10 over FUSE does so): what a guest wipes could be read again",
                     )
-            self.live_clone = supports_reflink(self._staging)
+            self.live_clone = supports_reflink(place)
         except OSError as error:
             if error.errno not in _FULL:
                 raise
@@ -279,8 +296,20 @@ class DirectoryPool:
     def _fill(self, source_fd: int, fd: int, progress: Progress) -> None:
         if self.live_clone:
             reflink(source_fd, fd)
-        else:
-            copy_sparse(source_fd, fd, progress)
+            return
+
+        def watched(done: int, total: int) -> None:
+            self._keep_reserve(fd, 0)
+            progress(done, total)
+
+        self._keep_reserve(fd, os.fstat(source_fd).st_blocks * 512)
+        copy_sparse(source_fd, fd, watched)
+
+    def _keep_reserve(self, fd: int, needed: int) -> None:
+        """Raises PoolFull when `needed` bytes more would leave less than the reserve: thin guests live on that."""
+        state = os.fstatvfs(fd)
+        if self.reserve and state.f_bavail * state.f_frsize - needed < self.reserve:
+            raise PoolFull(self.name)
 
     # Helpers
 

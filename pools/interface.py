@@ -126,12 +126,18 @@ class Pool(Protocol):
     def pool_id(self) -> UUID | None:
         """The pool's own identity, known once it was activated. Keep it, and open the pool with it from then on."""
 
+    reserve: int
+    """Bytes of free space that a copy leaves to the guests of the volumes that are there already; PoolFull instead."""
+
     @property
     def live_clone(self) -> bool:
-        """Whether a clone or snapshot of an attached volume is one moment of it. Valid after `activate`."""
+        """Whether a clone or snapshot of an attached volume is one moment of it. Valid once activated or examined."""
 
     def activate(self) -> None:
-        """Look whether the pool can be trusted with data. Raises PoolUnusable."""
+        """Look whether the pool can be trusted with data, and make it a pool if it is new. Raises PoolUnusable."""
+
+    def examine(self) -> None:
+        """Look whether `activate` would succeed, and make nothing. Raises PoolUnusable."""
 
     def create(self, volume_id: UUID, size: int) -> None:
         """A volume of `size` bytes that reads as zeros. Raises SizeMismatch, SizeTooLarge."""

@@ -23,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -32,6 +31,7 @@ HOST_A = "iqn.2004-10.org.example:host-a"
 HOST_B = "iqn.2004-10.org.example:host-b"
 #: Every process of the demo has this in its environment; by it the last ones are found.
 MARK = "STRATUS_DEMO"
+_READY = re.compile(r"^(stratus-storage: ready: .*)\n", re.MULTILINE)
 _UUID = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")
 
 
@@ -104,6 +104,7 @@ class Service:
         self._listen, portal = (f"127.0.0.1:{port}" for port in _free_ports(2))
         self.endpoint = f"http://{self._listen}"
         self._argv = ["stratus-storage", "serve", "--home", "home", "--listen", self._listen, "--portal", portal]
+        self._log = shell.directory / "serve.log"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -111,23 +112,22 @@ class Service:
         direct = {"STRATUS_ATTACHMENTS__DIRECT": "true"}
         print("  $ STRATUS_ATTACHMENTS__DIRECT=true", shlex.join(self._argv), "&", flush=True)
         # In a session of its own: Ctrl-C is for the demo, which then ends it in order.
-        with (self._shell.directory / "serve.log").open("ab") as log:
+        with self._log.open("ab") as log:
+            said_before = log.tell()
             self._process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "TERM", *self._argv], env={**self._shell.environment, **direct},
                 cwd=self._shell.directory, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
+        print(f"    {self._ready_line(self._process, said_before)}")
+
+    def _ready_line(self, process: subprocess.Popen[bytes], said_before: int) -> str:
+        """What the service says when it is ready; `said_before` is the size of the log of its earlier lives."""
         deadline = time.monotonic() + 60
-        while not self._is_ready():
-            if self._process.poll() is not None or time.monotonic() > deadline:
+        while not (found := _READY.search(self._log.read_bytes()[said_before:].decode(errors="replace"))):
+            if process.poll() is not None or time.monotonic() > deadline:
                 raise StepFailed(f"the service does not come up:\n{self.log()}")
             time.sleep(0.05)
-        print(f"    stratus-storage: ready: API at {self.endpoint}")
-
-    def _is_ready(self) -> bool:
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with contextlib.suppress(OSError), opener.open(f"{self.endpoint}/readyz", timeout=5):
-            return True
-        return False
+        return found[1]
 
     def stop(self) -> None:
         """SIGTERM, and wait. Raises StepFailed unless it ends well and leaves no process."""
@@ -153,7 +153,7 @@ class Service:
             self._process.wait()
 
     def log(self) -> str:
-        text = (self._shell.directory / "serve.log").read_text(errors="replace")
+        text = self._log.read_text(errors="replace")
         return "\n".join(f"    {line}" for line in text.splitlines()[-20:])
 
 

@@ -1,7 +1,8 @@
-"""The documents say what is there: every setting with its default, every command, and no link that leads nowhere."""
+"""The documents say what is there: every setting with its default, every command and code, no link that leads nowhere."""
 
 from __future__ import annotations
 
+import ast
 import configparser
 import json
 import re
@@ -16,6 +17,7 @@ from pydantic_core import PydanticUndefined
 
 from app.cli import main
 from app.config import Settings
+from stratus.hints import HINTS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -60,6 +62,47 @@ def test_every_command_is_in_the_readme() -> None:
     assert commands
     assert [command for command in commands if f"`{command}`" not in readme] == []
     assert [name for name in main.commands if f"`{name}`" not in readme] == []
+
+
+#: Who makes a problem, and which of its arguments is the code.
+_MAKERS = {"Problem": 1, "conflict": 0, "forbidden": 0, "_unauthorized": 0, "hold_for_copy": 2}
+
+
+def _codes() -> set[str]:
+    """What app/ answers with: the codes of its problems, and those in its tables called CODES."""
+    trees = [ast.parse(path.read_text()) for path in sorted((ROOT / "app").rglob("*.py"))]
+    found: set[str] = set()
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.Call):
+            found |= _codes_of_call(node)
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and "CODES" in ast.unparse(node).split("=")[0] and node.value:
+            found |= _texts(node.value)
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "code":
+            found |= _texts(node.value)
+    return {code for code in found if re.fullmatch(r"[a-z]+(-[a-z]+)*", code)}
+
+
+def _codes_of_call(call: ast.Call) -> set[str]:
+    name = ast.unparse(call.func).split(".")[-1]
+    if name == "not_found":
+        return {f"{kind}-not-found" for kind in _texts(call.args[0])}
+    place = _MAKERS.get(name)
+    return _texts(call.args[place]) if place is not None and len(call.args) > place else set()
+
+
+def _texts(node: ast.AST) -> set[str]:
+    return {each.value for each in ast.walk(node) if isinstance(each, ast.Constant) and isinstance(each.value, str)}
+
+
+def test_every_code_is_documented_and_no_other() -> None:
+    text = (ROOT / "docs/api.md").read_text().partition("## Problems\n")[2]
+    rows = re.findall(r"^\| (`.*?) \|", text, re.MULTILINE) + re.findall(r"`[a-z-]+-not-found`", text)
+    documented = {code for row in rows for code in re.findall(r"`([a-z-]+)`", row)}
+    assert documented == _codes()
+
+
+def test_hints_are_for_codes_that_are_sent() -> None:
+    assert HINTS.keys() - _codes() == set()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -27,7 +27,7 @@ HANDS = (
 #: Names of initiators: text and nothing else.
 PURE = "iscsi.names"
 #: What the service's one executable starts; it loads them in the command that needs them.
-ENTRIES = ("app.cli",)
+ENTRIES = ("app.cli", "app.commands")
 
 
 def sources(room: str) -> list[Path]:

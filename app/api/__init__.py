@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from flask import Blueprint, Flask, Request, Response, jsonify, request
-from sqlalchemy.exc import OperationalError, TimeoutError
+from sqlalchemy.exc import IntegrityError, OperationalError, TimeoutError
 from werkzeug.exceptions import HTTPException
 
 from app.api import accounts, attachments, operations, site, snapshots, volumes
@@ -34,6 +34,7 @@ def install(app: Flask, service: Service) -> None:
     app.register_error_handler(HTTPException, _http_error)
     app.register_error_handler(OperationalError, _database_error)
     app.register_error_handler(TimeoutError, _database_error)
+    app.register_error_handler(IntegrityError, _integrity_error)
     app.register_error_handler(Exception, _crash)
 
 
@@ -73,6 +74,11 @@ def _http_error(error: HTTPException) -> Response:
 def _database_error(_: OperationalError | TimeoutError) -> Response:
     detail = "The database is busy or does not answer; try again."
     return _problem(Problem(503, "database-busy", detail, headers={"Retry-After": "1"}))
+
+
+def _integrity_error(_: IntegrityError) -> Response:
+    detail = "Somebody changed the same thing at the same moment; try again."
+    return _problem(Problem(409, "changed-meanwhile", detail, headers={"Retry-After": "1"}))
 
 
 def _crash(error: Exception) -> Response:

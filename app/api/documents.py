@@ -41,6 +41,7 @@ def volume(record: Volume, caller: Caller) -> VolumeDocument:
         | {
             "owner": record.owner.name,
             "origin": origin,
+            "error": record.error if theirs else None,
             "serial": serial(record.id),
             "attachments": [attachment(a) for a in shown],
         }

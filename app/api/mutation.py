@@ -10,6 +10,7 @@ repeated request finds it and is answered from the operation, never acting twice
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ from app.notify import WORK
 from app.operations import FINAL, KINDS
 from app.schemas import Conflict, OperationDocument, Plan, PoolDocument, QuotaDocument
 from app.states import now
+
+#: Everybody may wait this long, seconds; most operations take a hundredth of it.
+BRIEF = 1.0
 
 
 @dataclass(frozen=True)
@@ -143,17 +147,26 @@ def wait_for(call: Call, operation_id: UUID, answer: Answering | None, seconds: 
 
 
 def await_end(call: Call, operation_id: UUID, seconds: float) -> Operation:
-    """The operation when it has ended or `seconds` are over."""
+    """The operation when it has ended or `seconds` are over, or at once where too many wait long already."""
+    waiters = call.service.waiters
+    with waiters.expect(operation_id) as ended:
+        operation = _await_end(call, operation_id, ended, min(seconds, BRIEF))
+        if operation.state in FINAL or seconds <= BRIEF:
+            return operation
+        with waiters.place() as granted:
+            return _await_end(call, operation_id, ended, seconds - BRIEF) if granted else operation
+
+
+def _await_end(call: Call, operation_id: UUID, ended: threading.Event, seconds: float) -> Operation:
     deadline = time.monotonic() + seconds
-    with call.service.waiters.expect(operation_id) as ended:
-        while True:
-            with call.read() as session:
-                state = session.scalar(select(Operation.state).where(Operation.id == operation_id))
-                left = deadline - time.monotonic()
-                if state in FINAL or left <= 0:
-                    return session.get_one(Operation, operation_id)
-            ended.wait(min(left, 1.0))
-            ended.clear()
+    while True:
+        with call.read() as session:
+            state = session.scalar(select(Operation.state).where(Operation.id == operation_id))
+            left = deadline - time.monotonic()
+            if state in FINAL or left <= 0:
+                return session.get_one(Operation, operation_id)
+        ended.wait(min(left, 1.0))
+        ended.clear()
 
 
 def operation_document(operation: Operation) -> OperationDocument:

@@ -109,19 +109,20 @@ def create_attachment(call: Call) -> Answer:
         found = attachments.find(session, call.caller, identifier)
         return Answer(201, _with_connection(call, session, found), {"Location": f"/v1/attachments/{identifier}"})
 
-    return mutate(
+    answered = mutate(
         call,
         lambda session: attachments.attach(session, service.settings, service.keys, call.caller, call.id, call.body),
         answer,
     )
+    if call.repeated and isinstance(answered.document, AttachmentWithConnection):
+        with service.database.write() as session:  # told again; the first telling is the attachment's own event
+            attachments.read_connection(session, service.keys, call.caller, answered.document.id)
+    return answered
 
 
 def _with_connection(call: Call, session: Session, found: Attachment) -> AttachmentWithConnection:
     service = call.service
     connection, secrets = attachments.open_connection(session, service.keys, found)
-    if call.repeated:  # the first telling is the attachment's own event
-        with service.database.write() as writing:
-            attachments.read_connection(writing, service.keys, call.caller, found.id)
     told = documents.connection(service.settings, found, connection, secrets)
     return AttachmentWithConnection(**documents.attachment(found).model_dump(), connection=told)
 

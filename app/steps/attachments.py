@@ -15,9 +15,9 @@ from app.models import Attachment, Operation, Volume
 from app.operations import actor_of
 from app.outside import Outside
 from app.states import now, transition
-from app.steps.exports import export_of
+from app.steps.exports import admitted_logins, export_of
 from app.steps.job import Again, Job, Settle, Vanished
-from iscsi.target import Connection, TargetUnavailable
+from iscsi.target import Login, TargetBusy, TargetUnavailable
 from iscsi.target import Session as TargetSession
 
 #: How long a thread looks again and again for the last session, before it lets the operation be tried again.
@@ -74,13 +74,14 @@ def detach(job: Job) -> Settle:
     attachment = job.load(Attachment, state="detaching")
     with job.lock():
         try:
-            export = export_of(job.outside, attachment.volume_id)
-            others = export.connections if export else ()
+            others = admitted_logins(job.outside, attachment.volume_id)
             drain(job.outside, attachment, others)
             if not others:
                 job.outside.target.remove(attachment.volume_id)
         except TargetUnavailable as error:
             raise Again(0.2, "waiting for the target") from error
+        except TargetBusy as error:  # a session came, or was seen, only now
+            raise Again(0.2, str(error)) from error
 
     def settle(session: Session) -> None:
         release(session, attachment)
@@ -92,7 +93,7 @@ def detach(job: Job) -> Settle:
     return settle
 
 
-def drain(outside: Outside, attachment: Attachment, others: Collection[Connection]) -> None:
+def drain(outside: Outside, attachment: Attachment, others: Collection[Login]) -> None:
     """Until the target lists no session of the revoked; Again when that takes longer than a thread should wait."""
     deadline = time.monotonic() + PATIENCE
     left = outside.target.drain(attachment.volume_id, keep=others)

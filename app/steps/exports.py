@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from app.models import Attachment, Connection, Volume
 from app.outside import Outside
 from iscsi.target import Connection as TargetConnection
-from iscsi.target import Credentials, Export
+from iscsi.target import Credentials, Export, Login
 from pools import PoolUnusable
 
 #: An attachment in one of these states lets its initiator in. `detaching` does not: revoking comes first.
@@ -62,6 +62,13 @@ def _for_target(outside: Outside, attachment: Attachment, connection: Connection
         credentials=Credentials(connection.username, secrets.password),
         mutual=mutual,
     )
+
+
+def admitted_logins(outside: Outside, volume_id: UUID) -> list[Login]:
+    """Who may stay when somebody is drained: from rows alone, so that no trouble with bytes or keys stops a fence."""
+    with outside.database.read() as session:
+        found = [connection for _, connection in _admitted(session, volume_id)]
+    return [Login(c.initiator, c.username, c.mutual_username if c.mutual else None) for c in found]
 
 
 def exported_volumes(session: Session) -> list[UUID]:

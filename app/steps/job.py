@@ -34,6 +34,25 @@ class Vanished(Exception):
     """The resource was dealt with by somebody else: there is nothing left to do."""
 
 
+class Elsewhere(Vanished):
+    """The resource is there, in a state that is not this operation's."""
+
+    def __init__(self, state: str) -> None:
+        super().__init__(f"it is {state} by now: what was asked for before has failed or is no longer wanted")
+
+
+class NeedsDetach(Exception):
+    """The pool can no longer copy in one instant (it was activated anew), and the volume is being written."""
+
+
+class CloneNeedsDetach(NeedsDetach):
+    pass
+
+
+class SnapshotNeedsDetach(NeedsDetach):
+    pass
+
+
 class Job:
     #: How often progress is written, seconds: a client sees it move, the database hardly notices.
     REPORT = 0.5
@@ -45,13 +64,13 @@ class Job:
         self._reported = time.monotonic()
 
     @contextmanager
-    def lock(self, subject: UUID | None = None, lane: str | None = None) -> Iterator[None]:
+    def lock(self, lane: str | None = None, *, cancellable: bool = True) -> Iterator[None]:
         """Alone with the volume from here on; raises Lost if the operation is somebody else's by now."""
-        with self.outside.lock(subject or self.operation.subject_id, lane or self.operation.lane):
-            self._still_mine()
+        with self.outside.lock(self.operation.subject_id, lane or self.operation.lane):
+            self._still_mine(cancellable)
             yield
 
-    def _still_mine(self) -> None:
+    def _still_mine(self, cancellable: bool) -> None:
         with self.outside.database.read() as session:
             row = session.execute(
                 select(Operation.fence, Operation.state, Operation.cancel_requested).where(
@@ -60,15 +79,17 @@ class Job:
             ).first()
         if row is None or row.fence != self.operation.fence or row.state != "running":
             raise Lost(str(self.operation.id))
-        if row.cancel_requested:
+        if row.cancel_requested and cancellable:
             raise Cancelled
 
     def load(self, model: type[Row], identifier: UUID | None = None, *, state: str | None = None) -> Row:
-        """The row the operation works on; Vanished when it is gone or no longer in `state`."""
+        """The row the operation works on; raises Vanished when it is gone, Elsewhere when it is not in `state`."""
         with self.outside.database.read() as session:
             row = session.get(model, identifier or self.operation.resource_id)
-        if row is None or (state is not None and row.state != state):
+        if row is None or row.state == "detached":
             raise Vanished
+        if state is not None and row.state != state:
+            raise Elsewhere(row.state)
         return row
 
     def pool(self, name: str) -> Pool:
@@ -78,8 +99,23 @@ class Job:
             raise PoolUnusable(name, "it is not active")
         return pool
 
+    def copyable(self, volume_id: UUID, refusal: type[NeedsDetach]) -> None:
+        """Look again that the volume can be copied as it was promised; raises `refusal` otherwise."""
+        source = self.load(Volume, volume_id)
+        if source.held_mode == "rw" and not self.pool(source.pool).live_clone:
+            raise refusal(
+                f"volume {volume_id} is attached for writing, and its pool copies byte by byte: detach it first"
+            )
+
     def progress(self, done: int, total: int) -> None:
         """To be called often by long work: tells the client, and ends the work if that is asked for."""
+        self._go_on(done, total, cancellable=True)
+
+    def report(self, done: int, total: int) -> None:
+        """`progress` of work that can no longer be cancelled."""
+        self._go_on(done, total, cancellable=False)
+
+    def _go_on(self, done: int, total: int, *, cancellable: bool) -> None:
         if self._stopping.is_set():
             raise Again(0, "the service is restarting")
         if time.monotonic() - self._reported < self.REPORT:
@@ -87,4 +123,4 @@ class Job:
         self._reported = time.monotonic()
         with self.outside.database.write(durable=False) as session:
             guarded(session, self.operation, progress=min(99, done * 100 // max(total, 1)))
-        self._still_mine()
+        self._still_mine(cancellable)

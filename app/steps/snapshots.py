@@ -13,7 +13,7 @@ from app.events import record
 from app.models import Operation, Snapshot, Volume
 from app.operations import Cancelled, actor_of
 from app.states import transition
-from app.steps.job import Job, Settle
+from app.steps.job import Job, Settle, SnapshotNeedsDetach
 from app.steps.volumes import release_source
 
 
@@ -25,6 +25,7 @@ def _told(session: Session, operation: Operation, kind: str, **detail: object) -
 def create(job: Job) -> Settle:
     snapshot = job.load(Snapshot, state="creating")
     with job.lock():
+        job.copyable(snapshot.volume_id, SnapshotNeedsDetach)
         job.pool(snapshot.pool).snapshot(snapshot.volume_id, snapshot.id, job.progress)
 
     def settle(session: Session) -> None:

@@ -13,10 +13,10 @@ from app.db import change
 from app.events import record
 from app.models import Attachment, Operation, Snapshot, Volume
 from app.operations import Cancelled, actor_of
+from app.outside import TROUBLE
 from app.states import now, transition
 from app.steps.exports import export_of
-from app.steps.job import Again, Job, Settle
-from iscsi.target import TargetBusy, TargetUnavailable
+from app.steps.job import Again, CloneNeedsDetach, Job, Settle
 from pools import BackingMissing, PoolFull
 
 
@@ -59,6 +59,8 @@ def clone(job: Job) -> Settle:
     pool = job.pool(volume.pool)
     copy = pool.clone_snapshot if volume.origin_kind == "snapshot" else pool.clone_volume
     with job.lock():
+        if volume.origin_kind == "volume":
+            job.copyable(volume.origin_id, CloneNeedsDetach)
         copy(volume.origin_id, volume.id, volume.size, job.progress)
 
     def settle(session: Session) -> None:
@@ -107,10 +109,9 @@ def grow(job: Job) -> Settle:
     volume = job.load(Volume)
     size = int(job.operation.parameters["size"])
     pool = job.pool(volume.pool)
-    with job.lock():
+    with job.lock(), job.lock(lane="export"):  # an export that is being made must not see two sizes
         pool.resize(volume.id, size)
-        with job.lock(lane="export"):
-            _grow_export(job, volume.id)
+        _grow_export(job, volume.id)
 
     def settle(session: Session) -> None:
         values = {"size": size, "new_size": None, "version": Volume.version + 1, "updated_at": now()}
@@ -123,12 +124,11 @@ def grow(job: Job) -> Settle:
 
 def _grow_export(job: Job, volume_id: UUID) -> None:
     """The bytes are there already, so this is tried until it is done: there is no way back."""
-    export = export_of(job.outside, volume_id)
-    if export is None:
-        return
     try:
-        job.outside.target.grow(export)
-    except (TargetBusy, TargetUnavailable) as error:
+        export = export_of(job.outside, volume_id)
+        if export is not None:
+            job.outside.target.grow(export)
+    except TROUBLE as error:
         raise Again(0.5, f"waiting to resize the export: {error}") from error
 
 
@@ -146,8 +146,10 @@ def grow_failed(session: Session, operation: Operation, error: Exception) -> Non
 def revert(job: Job) -> Settle:
     volume = job.load(Volume, state="reverting")
     snapshot = UUID(job.operation.parameters["snapshot"])
-    with job.lock():
-        job.pool(volume.pool).revert(volume.id, snapshot, job.progress)
+    # An earlier try may have put the bytes in place already: from the second one on there is no way back.
+    first = job.operation.fence == 1
+    with job.lock(cancellable=first):
+        job.pool(volume.pool).revert(volume.id, snapshot, job.progress if first else job.report)
 
     def settle(session: Session) -> None:
         release_source(session, Snapshot, snapshot)
@@ -197,7 +199,9 @@ def reset(job: Job) -> Settle:
     def settle(session: Session) -> None:
         held = session.get_one(Volume, volume.id, populate_existing=True).held_mode is not None
         state = "error" if missing else "in-use" if held else "available"
-        transition(session, Volume, volume.id, state, Volume.state != "deleting", error=missing)
+        # A state that belongs to an operation still to come is that operation's to end.
+        settled = Volume.state.in_(("available", "in-use", "error"))
+        transition(session, Volume, volume.id, state, settled, error=missing)
         _told(session, job.operation, "volume.state-reset", volume.id, state=state, error=missing)
 
     return settle

@@ -16,7 +16,7 @@ EXAMPLES = """
   A volume as a snapshot was, as large as it:
     stratus-create-volume --snapshot 6f9619ff-8b86-4d01-b42d-00cf4fc964ff
   Only its id, for a script:
-    stratus-create-volume -s 10 --format json | jq -r .id
+    stratus-create-volume -s 10 --format csv -q | sed 1d | cut -d, -f1
 """
 
 

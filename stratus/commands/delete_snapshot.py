@@ -9,8 +9,8 @@ from stratus.cli import Session, command
 
 EXAMPLES = """
   Every snapshot of a volume:
-    stratus-describe-snapshots --volume 6f9619ff-8b86-4d01-b42d-00cf4fc964ff --format json \\
-      | jq -r '.[].id' | xargs stratus-delete-snapshot
+    stratus-describe-snapshots --volume 6f9619ff-8b86-4d01-b42d-00cf4fc964ff --format csv \\
+      | sed 1d | cut -d, -f1 | xargs -r stratus-delete-snapshot
 """
 
 

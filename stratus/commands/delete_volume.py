@@ -11,7 +11,7 @@ EXAMPLES = """
   What would go, and what stands in the way:
     stratus-delete-volume --dry-run 6f9619ff-8b86-4d01-b42d-00cf4fc964ff
   Every volume named scratch-…:
-    stratus-describe-volumes -f tag:^scratch- --format json | jq -r '.[].id' | xargs stratus-delete-volume
+    stratus-describe-volumes -f tag:^scratch- --format csv | sed 1d | cut -d, -f1 | xargs -r stratus-delete-volume
 """
 
 

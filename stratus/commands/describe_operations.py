@@ -12,7 +12,7 @@ EXAMPLES = """
   What is going on:
     stratus-describe-operations
   Start long work, do something else, then wait for it; the exit code says how it ended:
-    operation=$(stratus-create-volume --volume ID --no-wait --format json | jq -r .id)
+    operation=$(stratus-create-volume --volume ID --no-wait --format csv | sed 1d | cut -d, -f1)
     stratus-describe-operations --wait $operation
 """
 

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-from app.events import digest
+from app.db import Database
+from app.events import digest, sign_head
+from app.keys import Signer
 from app.models import Event
 from tests.api.support import MIB, initiator, query
 from tests.support.service import BIN, Api, RunningService, running, wait_until
@@ -214,8 +216,6 @@ def test_a_chain_made_anew_is_not_the_one_that_was_signed(home: Path) -> None:
 def _chain_anew(home: Path) -> None:
     from sqlalchemy import select
 
-    from app.db import Database
-
     database = Database(f"sqlite:///{home}/stratus.db")
     with database.write() as session:
         previous = "0" * 64
@@ -225,10 +225,40 @@ def _chain_anew(home: Path) -> None:
     database.close()
 
 
-def test_heads_signed_by_another_key_do_not_count(home: Path) -> None:
+def test_heads_signed_by_another_key_do_not_count(home: Path, tmp_path: Path) -> None:
+    """Who can write database and heads makes both anew, and signs with a key of their own."""
+    heads = home / "log" / "event-heads.jsonl"
+    alter(home, "UPDATE events SET actor = 'mallory' WHERE sequence = 2")
+    _chain_anew(home)
+    heads.unlink()
+    other = Signer.load_or_create(tmp_path / "other.key")
+    database = Database(f"sqlite:///{home}/stratus.db")
+    assert sign_head(database, other, heads)
+    database.close()
+    code, told = verify(home)
+    assert code == 1
+    assert "the signature in line 1 " in told
+    assert verify(home, "--pubkey", other.public)[0] == 0
+
+
+def test_a_changed_head_does_not_count(home: Path) -> None:
     heads = home / "log" / "event-heads.jsonl"
     lines = [json.loads(line) for line in heads.read_text().splitlines()]
     lines[-1]["hash"] = "0" * 64
     heads.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert verify(home)[0] == 1
-    assert verify(home, "--pubkey", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=")[0] == 1
+    code, told = verify(home)
+    assert code == 1
+    assert f"the signature in line {len(lines)} " in told
+
+
+def test_a_copy_of_the_heads_tells_of_a_tail_that_both_lost(home: Path, tmp_path: Path) -> None:
+    heads, copy = home / "log" / "event-heads.jsonl", tmp_path / "copy.jsonl"
+    shutil.copy(heads, copy)
+    alter(home, "DELETE FROM events WHERE sequence > 1")
+    heads.unlink()
+    code, told = verify(home)
+    assert code == 0
+    assert "the tail is not protected" in told
+    code, told = verify(home, "--heads", str(copy))
+    assert code == 1
+    assert "its tail was cut off" in told

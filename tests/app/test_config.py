@@ -87,6 +87,14 @@ def test_sizes_are_bytes_or_have_a_unit(tmp_path: Path, text: object, size: int)
         ("[server]\nthreads = 'many'", "server.threads"),
         ("[server]\nprocesses = 0", "server.processes"),
         ("[iscsi]\nportal = ':3260'", "iscsi.portal"),
+        ("[iscsi]\nportal = '0.0.0.0:3260'", "iscsi.portal"),
+        ("[iscsi]\nportal = '[::]:3260'", "iscsi.portal"),
+        ("[iscsi]\nportal = 'storage.example:3260'", "iscsi.portal"),
+        ("[iscsi]\niqn_prefix = 'foo'", "iscsi.iqn_prefix"),
+        ("[iscsi]\niqn_prefix = 'iqn.2026-11.org.example_storage'", "iscsi.iqn_prefix"),
+        (f"[iscsi]\niqn_prefix = 'iqn.2026-11.org.example:{'x' * 190}'", "iscsi.iqn_prefix"),
+        ("[attachments]\ndirect_portal = '0.0.0.0:3260'", "attachments.direct_portal"),
+        ("[attachments]\ndirect_portal = 'storage.example:3260'", "attachments.direct_portal"),
         ("[attachments]\ndirect_networks = ['10.0.0.1/8']", "attachments.direct_networks"),
         ("[attachments]\ndirect_networks = '10.0.0.0/8'", "attachments.direct_networks"),
         ("[volumes]\nmax_size = 'big'", "volumes.max_size"),
@@ -100,6 +108,14 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, toml: str, place: str) -> 
     with pytest.raises(ConfigError) as refused:
         load_from(tmp_path, toml)
     assert place in str(refused.value)
+
+
+def test_names_and_addresses_of_the_target_are_taken(tmp_path: Path) -> None:
+    toml = "[iscsi]\nportal = '[2001:db8::1]:3260'\niqn_prefix = 'IQN.2026-11.org.Example:a'\n"
+    settings = load_from(tmp_path, toml, attachments={"direct_portal": "192.0.2.1:3260"})
+    assert settings.iscsi.portal == "[2001:db8::1]:3260"
+    assert settings.iscsi.iqn_prefix == "iqn.2026-11.org.example:a"
+    assert settings.attachments.direct_portal == "192.0.2.1:3260"
 
 
 @pytest.mark.parametrize("content", [b"[server\n", b"\xff\xfe", b"a = 1\na = 2"])

@@ -13,6 +13,8 @@ from tests.support.service import RunningService, running
 from tests.support.shim import Brake, build_shim
 
 Serve = Callable[..., RunningService]
+#: What a test of the outside acts needs of the API; a process more is a second more to start.
+ONE_PROCESS = {"STRATUS_SERVER__PROCESSES": "1"}
 
 
 @pytest.fixture
@@ -21,7 +23,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     with ExitStack() as stack:
 
         def start(name: str = "home", arguments: tuple[str, ...] = (), **environment: str) -> RunningService:
-            return stack.enter_context(running(tmp_path / name, environment, arguments))
+            return stack.enter_context(running(tmp_path / name, ONE_PROCESS | environment, arguments))
 
         yield start
 
@@ -49,7 +51,7 @@ def braked(
     tmp_path_factory: pytest.TempPathFactory, shim: Path, brakes: Path, plain_directory: Path
 ) -> Iterator[RunningService]:
     """A service whose processes heed the brakes, with a pool that cannot reflink."""
-    environment = {
+    environment = ONE_PROCESS | {
         "LD_PRELOAD": str(shim),
         "SHIM_DIR": str(brakes),
         "STRATUS_POOLS__DEFAULT__PATH": str(plain_directory),

@@ -9,6 +9,8 @@ import sqlite3
 import subprocess
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -344,19 +346,25 @@ def test_completion_offers_the_users_volumes(alice: User) -> None:
 def test_users_and_tokens(service: RunningService) -> None:
     name = f"frank-{uuid.uuid4().hex[:8]}"
     storage(service, "user", "add", name)
-    assert "belongs to somebody already" in storage(service, "user", "add", name, code=FAILED).stderr
+    assert "belongs to somebody already" in storage(service, "user", "add", name, code=CONFLICT).stderr
     storage(service, "user", "add", "no spaces", code=USAGE)
     token = storage(service, "token", "create", name, "--description", "laptop", "--days", "1").stdout.strip()
     frank = User(service, token)
     frank.run("describe-volumes")
     listed = service.admin.get("/v1/tokens", params={"limit": 1000}).json()["items"]
     record = next(each for each in listed if each["user"] == name)
-    assert (record["description"], record["expires_at"][:4] >= record["created_at"][:4]) == ("laptop", True)
+    assert record["description"] == "laptop"
+    made, over = (datetime.fromisoformat(record[name]) for name in ("created_at", "expires_at"))
+    assert abs(made - datetime.now(UTC)) < timedelta(minutes=1)
+    assert abs(over - made - timedelta(days=1)) < timedelta(minutes=1)
+    assert [each["id"] for each in json.loads(storage(service, "token", "list", name, "--format", "json").stdout)] == [
+        record["id"]
+    ]
     storage(service, "token", "revoke", record["id"])
     assert "token-revoked" in frank.run("describe-volumes", code=AUTH).stderr
-    storage(service, "token", "revoke", record["id"], code=FAILED)
-    storage(service, "token", "create", "nobody-knows", code=FAILED)
-    assert "last admin" in storage(service, "user", "disable", "admin", code=FAILED).stderr
+    storage(service, "token", "revoke", record["id"], code=NOT_FOUND)
+    storage(service, "token", "create", "nobody-knows", code=NOT_FOUND)
+    assert "last admin" in storage(service, "user", "disable", "admin", code=CONFLICT).stderr
 
 
 def test_a_node_attaches_with_its_token(alice: User, bob: User, tmp_path: Path) -> None:
@@ -378,7 +386,7 @@ def test_groups(service: RunningService, alice: User, bob: User) -> None:
     for members in ({alice.name, bob.name}, {bob.name}, set()):
         storage(service, "group", "set", name, *members)
         assert set(service.admin.get(f"/v1/groups/{name}").json()["members"]) == members
-    assert "There is no user" in storage(service, "group", "set", name, "nobody-knows", code=FAILED).stderr
+    assert "There is no user" in storage(service, "group", "set", name, "nobody-knows", code=NOT_FOUND).stderr
     storage(service, "group", "set", "no spaces", code=USAGE)
 
 
@@ -390,13 +398,35 @@ def test_quotas(service: RunningService, alice: User) -> None:
     alice.run("create-snapshot", first, code=CONFLICT)
     alice.create("-s", "1MiB")
     assert "allowed are" in alice.run("create-volume", "-s", "1MiB", code=CONFLICT).stderr
-    storage(service, "quota", "set", name)
+    storage(service, "quota", "set", name, "--default")
     alice.create()
     storage(service, "quota", "set", name, "--size", "10 parsecs", code=USAGE)
-    storage(service, "quota", "set", "nobody-knows", "--count", "1", code=FAILED)
+    storage(service, "quota", "set", "nobody-knows", "--count", "1", code=NOT_FOUND)
 
 
 # ---------------------------------------------------------------- stratus-storage: the service
+
+
+def test_a_volume_in_error_is_looked_at_again(service: RunningService, alice: User) -> None:
+    volume = alice.create()
+    with closing(sqlite3.connect(service.home / "stratus.db", timeout=30)) as database, database:
+        database.execute(
+            "UPDATE volumes SET state = 'error', error = 'its disk was away' WHERE id = ?", (uuid.UUID(volume).hex,)
+        )
+    assert alice.json("describe-volumes", volume)[0]["state"] == "error"
+    assert f"volume {volume} is available" in storage(service, "reset-state", volume).stderr
+    assert alice.json("describe-volumes", volume)[0]["state"] == "available"
+    (told,) = service.admin.get("/v1/events", params={"kind": "volume.reset-state", "resource": volume}).json()["items"]
+    assert (told["actor"], told["detail"]) == ("operator", {"before": "error"})
+    storage(service, "reset-state", NOWHERE, code=NOT_FOUND)
+
+
+def test_pools_and_drift_for_programs(service: RunningService) -> None:
+    (pool,) = json.loads(storage(service, "pools", "--format", "json").stdout)
+    assert pool == service.admin.get("/v1/pools").json()["items"][0] | {
+        name: pool[name] for name in ("free", "allocated", "updated_at")
+    }
+    assert json.loads(storage(service, "reconcile", "--dry-run", "--format", "json").stdout) == []
 
 
 def test_the_configuration_in_force_is_printed(service: RunningService) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.end_to_end.conftest import ONE_PROCESS
 from tests.support.filesystems import SMALLEST, mounted
 from tests.support.initiator import Writer
 from tests.support.service import RunningService, initiator_of, running, wait_until
@@ -33,7 +34,7 @@ def copying(
     tmp_path_factory: pytest.TempPathFactory, shim: Path, brakes: Path, plain_directory: Path, reflinks: Path
 ) -> Iterator[RunningService]:
     """A service with two pools: `default` cannot reflink, `fast` can."""
-    environment = {
+    environment = ONE_PROCESS | {
         "LD_PRELOAD": str(shim),
         "SHIM_DIR": str(brakes),
         "STRATUS_POOLS__DEFAULT__PATH": str(plain_directory),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 
 import pytest
 
-from tests.end_to_end.conftest import Serve
+from tests.end_to_end.conftest import ONE_PROCESS, Serve
 from tests.support.initiator import Writer, lost
-from tests.support.service import RunningService, wait_until
+from tests.support.service import RunningService, running, wait_until
 
 ONE = "iqn.2026-11.org.example:one"
+TWO_SESSIONS = {"STRATUS_ATTACHMENTS__MAX_SESSIONS": "2"}
 IDENTITY = (0x80, 0x83)  # VPD pages: unit serial number, device identification
 
 
@@ -25,8 +27,15 @@ def kill_all_but_tgtd(service: RunningService) -> None:
     wait_until(lambda: service.pids() == [tgtd], 60, "the end of all but tgtd")
 
 
-def test_a_writer_survives_the_death_of_tgtd(serve: Serve) -> None:
-    service = serve()
+@pytest.fixture(scope="module")
+def survivor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:
+    """A service for what it must survive as a whole; an initiator may have two sessions."""
+    with running(tmp_path_factory.mktemp("survivor") / "home", ONE_PROCESS | TWO_SESSIONS) as service:
+        yield service
+
+
+def test_a_writer_survives_the_death_of_tgtd(survivor: RunningService) -> None:
+    service = survivor
     attachment, one = service.attached(ONE)
     with Writer(one) as writer:
         for _ in range(3):
@@ -41,8 +50,8 @@ def test_a_writer_survives_the_death_of_tgtd(serve: Serve) -> None:
     assert one.login_error() is not None
 
 
-def test_a_writer_survives_the_death_of_the_worker(serve: Serve) -> None:
-    service = serve(STRATUS_ATTACHMENTS__MAX_SESSIONS="2")
+def test_a_writer_survives_the_death_of_the_worker(survivor: RunningService) -> None:
+    service = survivor
     attachment, one = service.attached(ONE)
     tgtd, before = service.tgtd_pid(), service.worker_pid()
     with Writer(one) as writer, one.bare() as session:
@@ -76,7 +85,7 @@ def test_a_writer_survives_the_death_of_everything(serve: Serve) -> None:
 
 @pytest.mark.parametrize("victims", ["supervisor", "all but tgtd"])
 def test_a_target_that_outlives_the_service_is_adopted(serve: Serve, victims: str) -> None:
-    service = serve(STRATUS_ATTACHMENTS__MAX_SESSIONS="2")
+    service = serve(**TWO_SESSIONS)
     attachment, one = service.attached(ONE)
     tgtd = service.tgtd_pid()
     with Writer(one) as writer, one.bare() as session:

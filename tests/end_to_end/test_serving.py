@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from tests.end_to_end.conftest import Serve
+from tests.end_to_end.conftest import ONE_PROCESS, Serve
 from tests.support.service import BIN, RunningService, free_port, running
 
 ONE = "iqn.2026-11.org.example:one"
@@ -66,10 +66,9 @@ def test_the_path_of_a_home_may_be_long(tmp_path: Path) -> None:
     """Longer by far than the 107 bytes that the name of a socket may have (unix(7))."""
     home = tmp_path.joinpath(*(["a-directory-with-quite-a-long-name"] * 8), "home")
     assert len(str(home)) > 250
-    with running(home) as service:
+    with running(home, ONE_PROCESS) as service:
         attachment, one = service.attached(ONE)
         one.write(0, 0x18, 4096)
-        service.restart()
         one.read(0, 4096, 0x18)
         service.admin.detach(attachment["id"])
 
@@ -136,7 +135,7 @@ def make_certificate(directory: Path) -> tuple[Path, Path]:
 def test_tls_is_spoken_and_checked_by_the_commands(tmp_path: Path) -> None:
     certificate, key = make_certificate(tmp_path)
     arguments = ("--tls-cert", str(certificate), "--tls-key", str(key))
-    with running(tmp_path / "home", arguments=arguments, cacert=certificate) as service:
+    with running(tmp_path / "home", ONE_PROCESS, arguments, certificate) as service:
         assert service.base.startswith("https://")
         _, one = service.attached(ONE)
         assert one.login_error() is None
@@ -148,23 +147,3 @@ def test_tls_is_spoken_and_checked_by_the_commands(tmp_path: Path) -> None:
         assert distrusted.stdout == ""
         with pytest.raises(requests.exceptions.SSLError):
             requests.get(service.base + "/healthz", timeout=60)
-
-
-# ---------------------------------------------------------------- what an operator asks
-
-
-def test_doctor_says_what_this_host_can_do(service: RunningService) -> None:
-    said = service.command("stratus-storage", "doctor").stdout
-    verdicts = {line.split()[1]: line.split()[0] for line in said.splitlines()}
-    assert verdicts["target"] == verdicts["tgtd"] == verdicts["sqlite"] == "ok"
-    assert any(line.split()[1:3] == ["pool", "default:"] or "pool default" in line for line in said.splitlines())
-
-
-def test_a_stopped_service_is_told_and_not_waited_for(serve: Serve) -> None:
-    service = serve()
-    attachment, _ = service.attached(ONE)
-    volume = service.admin.show(f"/v1/volumes/{attachment['volume_id']}")
-    assert service.stop() == 0
-    answer = service.command("stratus-describe-volumes", volume["id"], "--timeout", "5", check=False)
-    assert answer.returncode in (6, 7)
-    assert "no connection to" in answer.stderr or "time" in answer.stderr

@@ -46,7 +46,7 @@ def test_those_that_are_kept_notice_nothing(house: House) -> None:
         Writer(house.initiator_of(export.volume_id, gone), offset=8 * MIB),
     ):
         before = [s for s in house.target.sessions() if s.initiator == kept.initiator]
-        wait_until(lambda: house.target.drain(export.volume_id, keep=[kept]) == [])
+        wait_until(lambda: house.target.drain(export.volume_id, keep=[kept.login]) == [])
         assert house.target.sessions() == before
         writer.wait_rounds(2)
         assert writer.stop() == []

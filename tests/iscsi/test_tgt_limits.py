@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from iscsi.limits import RESERVE, check_threads
+from iscsi.limits import RESERVE, check_threads, free_threads
 from iscsi.target import TargetLimit
 from tests.iscsi.conftest import Brake, House
 
@@ -66,3 +66,8 @@ def test_the_limit_of_every_group_above(tmp_path: Path, membership: str, root: s
     with pytest.raises(TargetLimit, match=r"pids\.max") as caught:
         check_threads(5, None, proc, tmp_path / "cgroup")
     assert caught.value.free == 4
+    assert free_threads(None, proc, tmp_path / "cgroup") == 4
+
+
+def test_of_a_host_that_is_full_nothing_is_free(tmp_path: Path) -> None:
+    assert free_threads(None, _host(tmp_path / "proc", "0::/\n", pid_max=100 + RESERVE - 1), tmp_path) == 0

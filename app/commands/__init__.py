@@ -1,0 +1,1 @@
+"""The commands of `stratus-storage`, a module for each group; what they need is loaded when they run."""
