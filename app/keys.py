@@ -83,9 +83,11 @@ class KeyRing:
         """Raises KeyFileError when the file is missing, readable by others, or no key ring."""
         try:
             document = json.loads(read_private(path))
-            return cls(path, document["current"], {k: base64.b64decode(v) for k, v in document["keys"].items()})
+            keys = {k: base64.b64decode(v, validate=True) for k, v in document["keys"].items()}
+            AESGCM(keys[document["current"]])
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise KeyFileError(f"{path} is no key ring: restore the file from your backup") from error
+        return cls(path, document["current"], keys)
 
     @classmethod
     def create(cls, path: Path) -> KeyRing:

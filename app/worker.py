@@ -51,6 +51,7 @@ CODES: tuple[tuple[type[Exception], str], ...] = (
     (CloneNeedsDetach, "clone-needs-detach"),
     (Elsewhere, "changed-meanwhile"),
     (Cancelled, "cancelled"),
+    (OSError, "io-error"),
 )
 
 
@@ -60,11 +61,9 @@ def code_of(error: Exception) -> str:
 
 def told(error: Exception) -> str:
     """What a client may read of it: what we did not foresee (a statement with its values, say) is for the log only."""
-    return (
-        "Something went wrong here; the log of the worker says what."
-        if code_of(error) == "internal-error"
-        else str(error)
-    )
+    if code_of(error) == "internal-error":
+        return "Something went wrong here; the log of the worker says what."
+    return error.strerror or "I/O error" if isinstance(error, OSError) else str(error)
 
 
 def host_name() -> str:

@@ -174,12 +174,18 @@ def _print_version(context: click.Context, _: click.Parameter, asked: bool) -> N
 _FILE = click.Path(dir_okay=False)
 _Options = tuple[tuple[list[str], dict[str, Any]], ...]
 _SHARED_OPTIONS: _Options = (
-    (["--endpoint"], {"metavar": "URL", "help": f"Address of the service.  [env STRATUS_ENDPOINT; default {DEFAULT_ENDPOINT}]"}),
+    (
+        ["--endpoint"],
+        {"metavar": "URL", "help": f"Address of the service.  [env STRATUS_ENDPOINT; default {DEFAULT_ENDPOINT}]"},
+    ),
     (["--token-file"], {"type": _FILE, "help": "Sign in with the token in this file.  [env STRATUS_TOKEN_FILE]"}),
     (["--username"], {"help": "Sign in with a password instead.  [env STRATUS_USERNAME]"}),
     (["--password-file"], {"type": _FILE, "help": "It holds the password.  [env STRATUS_PASSWORD_FILE]"}),
     (["--cacert"], {"type": _FILE, "help": "Trust this authority for TLS.  [env STRATUS_CACERT]"}),
-    (["--format"], {"type": click.Choice(FORMATS), "help": "How to print records.  [env STRATUS_FORMAT; default table]"}),
+    (
+        ["--format"],
+        {"type": click.Choice(FORMATS), "help": "How to print records.  [env STRATUS_FORMAT; default table]"},
+    ),
     (["--timeout"], {"metavar": "SECONDS", "help": "Give up after this long.  [env STRATUS_TIMEOUT; default: never]"}),
     (["-q", "--quiet"], {"is_flag": True, "help": "Print records, warnings and errors only."}),
     (

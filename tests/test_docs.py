@@ -1,4 +1,4 @@
-"""The documents say what is there: every setting with its default, every command and code, no link that leads nowhere."""
+"""The documents say what is there: settings with their defaults, commands, codes; and no link leads nowhere."""
 
 from __future__ import annotations
 
@@ -69,16 +69,16 @@ _MAKERS = {"Problem": 1, "conflict": 0, "forbidden": 0, "_unauthorized": 0, "hol
 
 
 def _codes() -> set[str]:
-    """What app/ answers with: the codes of its problems, and those in its tables called CODES."""
+    """What app/ answers with: the codes of its problems, and of its tables called CODES."""
     trees = [ast.parse(path.read_text()) for path in sorted((ROOT / "app").rglob("*.py"))]
     found: set[str] = set()
     for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.Call):
             found |= _codes_of_call(node)
-        elif isinstance(node, ast.Assign | ast.AnnAssign) and "CODES" in ast.unparse(node).split("=")[0] and node.value:
-            found |= _texts(node.value)
-        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "code":
-            found |= _texts(node.value)
+        elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value:
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            if ast.unparse(target) in ("CODES", "code"):
+                found |= _texts(node.value)
     return {code for code in found if re.fullmatch(r"[a-z]+(-[a-z]+)*", code)}
 
 

@@ -15,6 +15,7 @@ from uuid import UUID
 
 import click
 
+from app.commands.output import printable
 from app.config import DEFAULT_HOME, ConfigError, Settings, load, read_effective
 from app.errors import Problem
 
@@ -49,12 +50,12 @@ EXIT_OF_STATUS = {
 }
 
 
-class Failure(click.ClickException):
+class Failure(Exception):
     """Ends the command with one line on stderr and `code`."""
 
     def __init__(self, message: str, code: Exit = Exit.FAILED) -> None:
         super().__init__(message)
-        self.exit_code = code
+        self.code = code
 
 
 # ---------------------------------------------------------------- the home
@@ -129,7 +130,8 @@ def _explained(command: Callable[..., Any]) -> Callable[..., Any]:
             failure = _failure(error)
             if failure is None:
                 raise
-            raise failure from error
+            click.echo(f"Error: {printable(str(failure))}", err=True)
+            raise SystemExit(int(failure.code)) from error
 
     return run
 
@@ -141,6 +143,8 @@ def _failure(error: Exception) -> Failure | None:
     from app.keys import KeyFileError
 
     match error:
+        case Failure():
+            return error
         case Problem():
             return Failure(error.detail, EXIT_OF_STATUS.get(error.status, Exit.FAILED))
         case KeyFileError():
@@ -167,7 +171,8 @@ def service(settings: Settings) -> Service:
     found = Service(settings, connections=2)
     if not (settings.home.is_dir() and there and is_migrated(found.database)):
         raise click.UsageError(
-            f"{settings.home} is no service's home: run `stratus-storage serve --home {settings.home}` or `upgrade` first"
+            f"{settings.home} is no service's home: "
+            f"run `stratus-storage serve --home {settings.home}` or `upgrade` first"
         )
     return found
 

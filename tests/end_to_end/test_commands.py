@@ -343,23 +343,25 @@ def test_completion_offers_the_users_volumes(alice: User) -> None:
 # ---------------------------------------------------------------- stratus-storage: accounts
 
 
+def listed(service: RunningService, *argv: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(storage(service, *argv, "--format", "json").stdout)
+    return found
+
+
 def test_users_and_tokens(service: RunningService) -> None:
     name = f"frank-{uuid.uuid4().hex[:8]}"
     storage(service, "user", "add", name)
     assert "belongs to somebody already" in storage(service, "user", "add", name, code=CONFLICT).stderr
-    storage(service, "user", "add", "no spaces", code=USAGE)
     token = storage(service, "token", "create", name, "--description", "laptop", "--days", "1").stdout.strip()
     frank = User(service, token)
     frank.run("describe-volumes")
-    listed = service.admin.get("/v1/tokens", params={"limit": 1000}).json()["items"]
-    record = next(each for each in listed if each["user"] == name)
-    assert record["description"] == "laptop"
-    made, over = (datetime.fromisoformat(record[name]) for name in ("created_at", "expires_at"))
-    assert abs(made - datetime.now(UTC)) < timedelta(minutes=1)
-    assert abs(over - made - timedelta(days=1)) < timedelta(minutes=1)
-    assert [each["id"] for each in json.loads(storage(service, "token", "list", name, "--format", "json").stdout)] == [
-        record["id"]
-    ]
+    (record,) = listed(service, "token", "list", name)
+    assert (record["description"], record["revoked_at"]) == ("laptop", None)
+    storage(service, "user", "disable", name)
+    assert "account-disabled" in frank.run("describe-volumes", code=AUTH).stderr
+    assert {each["name"]: each["enabled"] for each in listed(service, "user", "list")}[name] is False
+    storage(service, "user", "enable", name)
+    frank.run("describe-volumes")
     storage(service, "token", "revoke", record["id"])
     assert "token-revoked" in frank.run("describe-volumes", code=AUTH).stderr
     storage(service, "token", "revoke", record["id"], code=NOT_FOUND)
@@ -379,28 +381,28 @@ def test_a_node_attaches_with_its_token(alice: User, bob: User, tmp_path: Path) 
     bob.run("detach-volume", volume, code=NOT_FOUND)
     node.run("detach-volume", volume)
     assert alice.json("describe-volumes", volume)[0]["state"] == "available"
+    assert initiator in {each["initiator"] for each in listed(alice.service, "node", "list")}
 
 
 def test_groups(service: RunningService, alice: User, bob: User) -> None:
     name = f"group-{uuid.uuid4().hex[:8]}"
-    for members in ({alice.name, bob.name}, {bob.name}, set()):
+    for members in ({alice.name, bob.name}, {bob.name}):
         storage(service, "group", "set", name, *members)
-        assert set(service.admin.get(f"/v1/groups/{name}").json()["members"]) == members
+        assert {each["name"]: set(each["members"]) for each in listed(service, "group", "list")}[name] == members
     assert "There is no user" in storage(service, "group", "set", name, "nobody-knows", code=NOT_FOUND).stderr
-    storage(service, "group", "set", "no spaces", code=USAGE)
 
 
 def test_quotas(service: RunningService, alice: User) -> None:
-    name = alice.name
-    storage(service, "quota", "set", name, "--size", "100MiB", "--count", "2")
+    storage(service, "quota", "set", alice.name, "--size", "100MiB", "--count", "2")
     first = alice.create()
     assert "quota-exceeded" in alice.run("create-volume", "-s", "64MiB", code=CONFLICT).stderr
     alice.run("create-snapshot", first, code=CONFLICT)
     alice.create("-s", "1MiB")
     assert "allowed are" in alice.run("create-volume", "-s", "1MiB", code=CONFLICT).stderr
-    storage(service, "quota", "set", name, "--default")
+    (shown,) = listed(service, "quota", "show", alice.name)
+    assert (shown["size"], shown["used_size"], shown["count"], shown["used_count"]) == (100 * MIB, 65 * MIB, 2, 2)
+    storage(service, "quota", "set", alice.name, "--default")
     alice.create()
-    storage(service, "quota", "set", name, "--size", "10 parsecs", code=USAGE)
     storage(service, "quota", "set", "nobody-knows", "--count", "1", code=NOT_FOUND)
 
 
@@ -427,6 +429,28 @@ def test_pools_and_drift_for_programs(service: RunningService) -> None:
         name: pool[name] for name in ("free", "allocated", "updated_at")
     }
     assert json.loads(storage(service, "reconcile", "--dry-run", "--format", "json").stdout) == []
+
+
+def test_the_pools_are_shown(service: RunningService, alice: User) -> None:
+    alice.create()
+    (pool,) = listed(service, "pools")
+    assert (pool["name"], pool["state"], pool["promised"] >= 64 * MIB) == ("default", "active", True)
+    assert storage(service, "pools").stdout.split()[:3] == ["NAME", "STATE", "SIZE"]
+
+
+def test_drift_is_mended_and_a_state_derived_again(service: RunningService, alice: User) -> None:
+    volume = alice.create()
+    path, aside = service.backing(volume), service.home / "aside.raw"
+    path.rename(aside)
+    line = f"backing  {volume} volume {volume} has no backing -> mark it as in error\n"
+    dry = storage(service, "reconcile", "--dry-run")
+    assert (dry.stdout, dry.stderr) == (line, "1 differences (nothing was changed)\n")
+    assert [drift["volume_id"] for drift in listed(service, "reconcile")] == [volume]
+    assert "volume-not-available" in alice.run("attach-volume", volume, "--initiator", HOST, code=CONFLICT).stderr
+    assert "is error: " in storage(service, "reset-state", volume).stderr
+    aside.rename(path)
+    assert "is available" in storage(service, "reset-state", volume).stderr
+    storage(service, "reset-state", NOWHERE, code=NOT_FOUND)
 
 
 def test_the_configuration_in_force_is_printed(service: RunningService) -> None:
@@ -519,6 +543,8 @@ def test_tampering_with_the_events_shows(own: RunningService) -> None:
     assert "0 not sealed yet" in verdict
     assert not verdict.startswith("0 events")
     assert "BROKEN" in storage(own, "verify-events", "--pubkey", "A" * 43 + "=", code=FAILED).stderr
+    copy = own.home.parent / "heads-kept-elsewhere.jsonl"
+    copy.write_bytes((own.home / "log" / "event-heads.jsonl").read_bytes())
     database = sqlite3.connect(own.home / "stratus.db", isolation_level=None)
     (actor,) = database.execute("SELECT actor FROM events WHERE sequence = 2").fetchone()
     database.execute("UPDATE events SET actor = 'mallory' WHERE sequence = 2")
@@ -526,5 +552,7 @@ def test_tampering_with_the_events_shows(own: RunningService) -> None:
     database.execute("UPDATE events SET actor = ? WHERE sequence = 2", (actor,))
     storage(own, "verify-events")
     database.execute("DELETE FROM events WHERE sequence = (SELECT max(sequence) FROM events)")
-    assert "its tail was cut off" in storage(own, "verify-events", code=FAILED).stderr
     database.close()
+    (own.home / "log" / "event-heads.jsonl").unlink()
+    assert "the tail is not protected" in storage(own, "verify-events").stderr
+    assert "its tail was cut off" in storage(own, "verify-events", "--heads", str(copy), code=FAILED).stderr
