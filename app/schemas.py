@@ -57,7 +57,12 @@ _INITIATOR = {
 
 #: Stands last in an annotation: bounds to the left of it are part of the description, to the right they are not.
 Integral = BeforeValidator(_integral)
-Size = Annotated[int, Field(ge=MIN_SIZE, le=MAX_SIZE, description="bytes", examples=[1 << 30]), Integral]
+#: Whole blocks of 512 bytes, the unit in which SCSI tells a capacity: what is shown is what a machine sees.
+Size = Annotated[
+    int,
+    Field(ge=MIN_SIZE, le=MAX_SIZE, multiple_of=512, description="bytes, a multiple of 512", examples=[1 << 30]),
+    Integral,
+]
 Instant = Annotated[dt.datetime, AfterValidator(_utc)]
 #: One line of printable text without control characters.
 Name = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f-\x9f]+$")]
