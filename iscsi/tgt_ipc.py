@@ -18,7 +18,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from enum import IntEnum
 from pathlib import Path
 
@@ -158,10 +158,14 @@ class TgtIpc:
         return connection
 
     def peer_pid(self) -> int:
-        """The process behind the socket, as the kernel knows it. Raises TargetUnavailable."""
-        with self.connect() as connection:
-            credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-        return int(_UCRED.unpack(credentials)[0])
+        """The process behind the socket, as the kernel knows it (SO_PEERCRED, unix(7)). Raises TargetUnavailable.
+
+        It is asked something as well: when a connection ends before its request has come, tgtd looks at whatever errno
+        is left from another call, and may go on reading the end of that stream for ever, at the cost of a core.
+        """
+        found: list[int] = []
+        self._exchange(_packed(Op.SHOW, Mode.PORTAL), lambda connection: found.append(_pid_behind(connection)))
+        return found[0]
 
     def _call(
         self, op: Op, mode: Mode, *, tid: int = ALL, sid: int = 0, lun: int = 0, cid: int = 0,
@@ -170,18 +174,20 @@ class TgtIpc:
         body = payload.encode() + b"\0" if payload else b""
         if len(body) > _PAYLOAD_MAX:
             raise TargetRefused(_label(op, mode), 0, f"{len(body)} bytes are too long for tgtd")
-        size = _REQUEST.size + len(body)
-        request = _REQUEST.pack(mode, op, b"iscsi", size, tid, sid, lun, cid, 0, 0, int(outgoing), 0, 0)
-        code, text = self._exchange(request + body)
+        request = _packed(op, mode, tid=tid, sid=sid, lun=lun, cid=cid, outgoing=outgoing, body=body)
+        code, text = self._exchange(request)
         if code and code not in accept:
             raise TargetRefused(_label(op, mode), code, _words(code))
         return text
 
-    def _exchange(self, request: bytes) -> tuple[int, str]:
+    def _exchange(self, request: bytes, look: Callable[[socket.socket], None] | None = None) -> tuple[int, str]:
+        """Code and text of the answer. `look` is shown the connection while it stands."""
         deadline = time.monotonic() + self.timeout
         with self.connect() as connection:
             try:
                 connection.sendall(request)
+                if look is not None:
+                    look(connection)
                 code, size = _ANSWER.unpack(_receive(connection, _ANSWER.size, deadline))
                 if not _ANSWER.size <= size <= _ANSWER_MAX:
                     raise TargetUnavailable(f"not tgtd: an answer of {size} bytes at {self.directory / self.name}")
@@ -189,6 +195,19 @@ class TgtIpc:
             except OSError as error:
                 raise TargetUnavailable(f"tgtd at {self.directory / self.name} broke off: {error}") from error
         return code, text.rstrip(b"\0").decode(errors="replace")
+
+
+def _packed(
+    op: Op, mode: Mode, *, tid: int = ALL, sid: int = 0, lun: int = 0, cid: int = 0, outgoing: bool = False,
+    body: bytes = b"",
+) -> bytes:  # fmt: skip
+    size = _REQUEST.size + len(body)
+    return _REQUEST.pack(mode, op, b"iscsi", size, tid, sid, lun, cid, 0, 0, int(outgoing), 0, 0) + body
+
+
+def _pid_behind(connection: socket.socket) -> int:
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    return int(_UCRED.unpack(credentials)[0])
 
 
 def _receive(connection: socket.socket, size: int, deadline: float) -> bytes:

@@ -12,9 +12,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from click.testing import CliRunner
 
-from app.cli import main as stratus_storage
 from app.config import read_effective
 from app.worker_process import tgt_daemon
 from iscsi.target import Connection, Credentials, Export
@@ -94,15 +92,8 @@ def live(api: Api, volume: str) -> list[str]:
 
 
 def reconcile(service: RunningService, *options: str) -> str:
-    """What `stratus-storage reconcile` prints, a line for each difference; in this process, which has it loaded."""
-    before = os.umask(0o077)
-    try:
-        argv = ["reconcile", "--home", str(service.home), *options]
-        done = CliRunner(env=service.environment).invoke(stratus_storage, argv)
-    finally:
-        os.umask(before)
-    assert done.exit_code == 0, done.output
-    return done.stdout
+    """What it prints: a line for each difference."""
+    return service.storage("reconcile", *options).stdout
 
 
 def test_nothing_is_said_when_nothing_differs(service: RunningService, volume: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import pytest
 
@@ -85,3 +86,15 @@ def test_half_logins_of_a_process_that_is_gone_are_not_counted_as_none(house: Ho
     house.daemon.kill()
     with pytest.raises(OSError, match=str(pid)):
         close_unfinished(pid, set)
+
+
+def test_a_fence_leaves_no_connection_to_tgtd_open(house: House) -> None:
+    """One that ends before its request came makes tgtd read its end for ever, if a session's EAGAIN is its last error."""
+    kept = connection("kept")
+    export = house.exported(kept)
+    with Writer(house.initiator_of(export.volume_id, kept)) as writer:
+        before = len(os.listdir(f"/proc/{house.daemon.pid}/fd"))
+        for _ in range(50):
+            house.target.drain(export.volume_id, keep=[kept.login])
+        wait_until(lambda: len(os.listdir(f"/proc/{house.daemon.pid}/fd")) <= before)
+        assert writer.stop() == []

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from click.testing import CliRunner, Result
 
+from app.cli import main as stratus_storage
 from tests.support.initiator import Initiator
 
 BIN = Path(sys.executable).parent
@@ -237,6 +239,17 @@ class RunningService:
             [str(BIN / argv[0]), *argv[1:]], env=environment, capture_output=True, text=True, timeout=120
         )
         assert not check or done.returncode == 0, f"{argv}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def storage(self, *argv: str, code: int = 0) -> Result:
+        """`stratus-storage` on this home, in the test's own process, which has it loaded; it must end with `code`."""
+        umask = os.umask(0o077)
+        try:
+            done = CliRunner(env={**self.environment, "STRATUS_HOME": str(self.home)}).invoke(stratus_storage, argv)
+        finally:
+            os.umask(umask)  # the command sets its own
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+        assert done.exit_code == code, f"{argv}: {done.exit_code}\n{done.output}"
         return done
 
 
