@@ -89,7 +89,7 @@ def test_half_logins_of_a_process_that_is_gone_are_not_counted_as_none(house: Ho
 
 
 def test_a_fence_leaves_no_connection_to_tgtd_open(house: House) -> None:
-    """One that ends before its request came makes tgtd read its end for ever, if a session's EAGAIN is its last error."""
+    """One that ends before its request came makes tgtd read its end for ever, if the last error was an EAGAIN."""
     kept = connection("kept")
     export = house.exported(kept)
     with Writer(house.initiator_of(export.volume_id, kept)) as writer:
