@@ -240,6 +240,7 @@ class DirectoryPool:
         return Usage(system.f_blocks * system.f_frsize, system.f_bavail * system.f_frsize, allocated)
 
     def inventory(self) -> list[Item]:
+        self._check_marker()
         return [item for kind in self._homes for item in self._items(kind)]
 
     def _items(self, kind: Kind) -> Iterator[Item]:
@@ -313,7 +314,15 @@ class DirectoryPool:
 
     # Helpers
 
+    def _check_marker(self) -> None:
+        """The file system may have been unmounted since the last act. What is below it must not be taken for the pool,
+        or a delete would find its bytes gone already. Raises PoolUnusable."""
+        if self._read_marker() != self.pool_id:
+            raise PoolUnusable(self.name, f"{self.path} has not the {MARKER} it had: is its file system mounted?")
+
     def _path(self, kind: Kind, id: UUID) -> Path:
+        """Where it lies: every act comes by here."""
+        self._check_marker()
         return self._homes[kind] / f"{id}.raw"
 
     def _size(self, kind: Kind, id: UUID) -> int:

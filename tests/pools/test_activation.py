@@ -176,3 +176,24 @@ def test_open_pool_knows_its_drivers(tmp_path: Path) -> None:
     assert set(DRIVERS) == {"directory"}
     with pytest.raises(PoolUnusable, match="no driver 'floppy'; there is directory"):
         open_pool("slow", "floppy", tmp_path)
+
+
+def test_a_pool_that_lost_its_file_system_finds_nothing_gone(directory: Path) -> None:
+    """Below the mount point may lie an older pool: nothing there is what a record means."""
+    pool, volume_id = activate(directory), uuid4()
+    pool.create(volume_id, MIB)
+    backing = pool.backing(volume_id).path
+    backing.rename(directory / "elsewhere")
+    (directory / MARKER).write_text(f"{uuid4()}\n")
+    acts = (
+        lambda: pool.delete_volume(volume_id),
+        lambda: pool.create(uuid4(), MIB),
+        lambda: pool.snapshot(volume_id, uuid4()),
+        lambda: pool.resize(volume_id, 2 * MIB),
+        lambda: pool.backing(volume_id),
+        pool.inventory,
+    )
+    for act in acts:
+        with pytest.raises(PoolUnusable, match="mounted"):
+            act()
+    assert list((directory / "volumes").iterdir()) == []

@@ -85,7 +85,7 @@ def test_a_late_rival_cannot_replace_a_volume(copying_pool: DirectoryPool) -> No
             write(pool, volume_id, b"data")
 
     with pytest.raises(FileExistsError):
-        DirectoryPool("default", pool.path, trace=successor).create(volume_id, MIB)
+        DirectoryPool("default", pool.path, pool_id=pool.pool_id, trace=successor).create(volume_id, MIB)
     assert read(pool, volume_id)[:4] == b"data"
     assert names(pool) == {f"volumes/{volume_id}.raw"}
 
