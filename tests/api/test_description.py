@@ -71,7 +71,7 @@ def test_no_keyword_is_made_up(description: dict[str, Any]) -> None:
     """A bound under a name that JSON Schema does not have bounds nothing."""
     known = {
         "$ref", "type", "properties", "required", "additionalProperties", "items", "anyOf", "allOf", "not", "enum",
-        "const", "minimum", "maximum", "minLength", "maxLength", "maxItems", "pattern", "format", "title",
+        "const", "minimum", "maximum", "multipleOf", "minLength", "maxLength", "maxItems", "pattern", "format", "title",
         "description", "default", "examples",
     }  # fmt: skip
 

@@ -135,7 +135,7 @@ def test_at_length(service: RunningService, tmp_path: Path, who: str) -> None:
         "user": lambda: service.user("long-explorer"),
         "node": lambda: service.node("long-explorer-node", "iqn.2026-11.org.example:long-explorer"),
     }[who]()
-    explore(service, api, tmp_path, "--phases", "examples,coverage,fuzzing", "-n", "50").assert_clean()
-    chains = explore(service, api, tmp_path, "--phases", "stateful", "--max-time", "60")
+    explore(service, api, tmp_path, "--phases", "examples,coverage,fuzzing", "-n", "30").assert_clean()
+    chains = explore(service, api, tmp_path, "--phases", "stateful", "--max-time", "45")
     chains.assert_clean()
     assert len(chains.done) >= 5
