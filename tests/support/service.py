@@ -24,7 +24,7 @@ BIN = Path(sys.executable).parent
 
 
 def free_port() -> int:
-    """Below the range the kernel takes for connections (ip_local_port_range): none of those gets it before we listen."""
+    """Below the range the kernel takes for connections (ip_local_port_range): none of those gets it first."""
     while True:
         port = random.SystemRandom().randrange(20000, 32000)
         with socket.socket() as probe:
