@@ -21,7 +21,7 @@ from uuid import UUID
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from sqlalchemy import select
+from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
 from app.db import Database
@@ -46,21 +46,24 @@ class Actor:
 SYSTEM = Actor("system")
 
 
+#: Every change records one, so it is not made an object first.
+_RECORD = insert(Event.metadata.tables[Event.__tablename__])
+
+
 def record(session: Session, actor: Actor, kind: str, resource: tuple[str, UUID] | None = None, **detail: Any) -> None:
     """Add an event to the transaction. `detail` is JSON and never holds a secret."""
     resource_kind, resource_id = resource or (None, None)
-    session.add(
-        Event(
-            id=new_id(),
-            at=dt.datetime.now(dt.UTC),
-            kind=kind,
-            actor=actor.name,
-            address=actor.address,
-            resource_kind=resource_kind,
-            resource_id=resource_id,
-            detail=detail,
-        )
-    )
+    event = {
+        "id": new_id(),
+        "at": dt.datetime.now(dt.UTC),
+        "kind": kind,
+        "actor": actor.name,
+        "address": actor.address,
+        "resource_kind": resource_kind,
+        "resource_id": resource_id,
+        "detail": detail,
+    }
+    session.execute(_RECORD, event)
 
 
 def digest(event: Event, sequence: int, previous: str) -> str:

@@ -11,7 +11,7 @@ import secrets
 import socket
 import struct
 import threading
-from collections import defaultdict
+from collections import defaultdict, deque
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -29,6 +29,8 @@ WORK = "stratus_work"
 DONE = "stratus_done"
 #: How long a word waits for room at its listener, as a timeval: a queue holds ten (net.unix.max_dgram_qlen, unix(7)).
 PATIENCE = struct.pack("ll", 0, 50_000)
+#: Ends that are remembered for who begins to wait just after: a worker can be faster than the thread that asked it.
+RECENT = 256
 
 
 class Bus(Protocol):
@@ -144,16 +146,19 @@ class Waiters:
         self._places = threading.Semaphore(places)
         self._lock = threading.Lock()
         self._events: dict[str, list[threading.Event]] = defaultdict(list)
+        self._ended: deque[str] = deque(maxlen=RECENT)
         self._thread: threading.Thread | None = None
 
     @contextmanager
     def expect(self, operation_id: UUID) -> Iterator[threading.Event]:
-        """An event that is set when the operation is said to have ended; expect it before you look at the row."""
+        """An event that is set while there is reason to look at the operation: it is said to have ended, or what was
+        said may have been missed."""
         event = threading.Event()
         key = str(operation_id)
         with self._lock:
             self._events[key].append(event)
-            self._listen()
+            if self._listen() or key in self._ended:
+                event.set()
         try:
             yield event
         finally:
@@ -172,18 +177,24 @@ class Waiters:
             if granted:
                 self._places.release()
 
-    def _listen(self) -> None:
+    def _listen(self) -> bool:
+        """Begin to listen; False when that was done already."""
         # Started with the first wait and not before: a server forks its processes after loading the application.
-        if self._thread is None or not self._thread.is_alive():
-            started = threading.Event()
-            self._thread = threading.Thread(target=self._run, args=(started,), name="waiters", daemon=True)
-            self._thread.start()
-            started.wait(2)
+        if self._thread is not None and self._thread.is_alive():
+            return False
+        started = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(started,), name="waiters", daemon=True)
+        self._thread.start()
+        started.wait(2)
+        return True
 
     def _run(self, started: threading.Event) -> None:
         stop = threading.Event()
         for text in self._bus.listen(DONE, 1.0, stop):
             started.set()
+            if text is None:
+                continue
             with self._lock:
-                for event in self._events.get(text or "", ()):
+                self._ended.append(text)
+                for event in self._events.get(text, ()):
                     event.set()

@@ -11,10 +11,11 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, and_, bindparam, exists, or_, select, update
+from sqlalchemy import Select, Update, and_, bindparam, exists, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.dml import ReturningUpdate
@@ -164,18 +165,20 @@ def problem_of(operation: Operation) -> Problem:
 # ---------------------------------------------------------------- the worker's side
 
 
+def claimable(database: Database, lane: str) -> int:
+    """How many operations of the lane could be claimed now; 2 stands for more. A look costs less than a claim."""
+    with database.read() as session:
+        return len(session.execute(_LOOK, {"in_lane": lane, "moment": now()}).all())
+
+
 def claim(database: Database, worker: str, lane: str, lease: float) -> Operation | None:
     """Take the oldest operation of the lane that is due and whose subject has none running, or whose lease is over.
 
     Data work keeps its order: one that waits to be tried again is not overtaken. Fences are not held up like that.
     """
     moment = now()
-    values: dict[str, Any] = {"in_lane": lane, "moment": moment}
-    with database.read() as session:
-        if session.execute(_CLAIMABLE, values).first() is None:
-            return None
     taking = _TAKE_UNLOCKED if database.dialect == "sqlite" else _TAKE
-    values |= {"me": worker, "until": moment + dt.timedelta(seconds=lease)}
+    values = {"in_lane": lane, "moment": moment, "me": worker, "until": moment + dt.timedelta(seconds=lease)}
     try:
         with database.write(durable=False) as session:  # a claim that is lost with the power is made again
             taken = session.execute(taking, values).scalar()
@@ -199,7 +202,7 @@ def _claimable() -> Select[tuple[UUID]]:
     )
     due = and_(mine.state == "queued", mine.not_before <= moment, ~busy, ~earlier)
     orphaned = and_(mine.state == "running", mine.lease_until < moment)
-    return select(mine.id).where(mine.lane == lane, or_(due, orphaned)).order_by(mine.id).limit(1)
+    return select(mine.id).where(mine.lane == lane, or_(due, orphaned)).order_by(mine.id)
 
 
 def _take(chosen: Select[tuple[UUID]]) -> ReturningUpdate[tuple[UUID]]:
@@ -216,16 +219,36 @@ def _take(chosen: Select[tuple[UUID]]) -> ReturningUpdate[tuple[UUID]]:
 
 
 # Built once: putting them together costs more than running them, and a worker asks often.
-_CLAIMABLE = _claimable()
-_TAKE_UNLOCKED = _take(_CLAIMABLE)
-_TAKE = _take(_CLAIMABLE.with_for_update(skip_locked=True))
+_BEHIND = (
+    select(Operation.id)
+    .where(
+        Operation.subject_id == bindparam("of_subject"),
+        Operation.lane == bindparam("in_lane"),
+        Operation.state == "queued",
+    )
+    .limit(1)
+)
+_LOOK = _claimable().limit(2)
+_OLDEST = _claimable().limit(1)
+_TAKE_UNLOCKED = _take(_OLDEST)
+_TAKE = _take(_OLDEST.with_for_update(skip_locked=True))
 
 
 def guarded(session: Session, operation: Operation, **values: Any) -> None:
     """Change the operation if it is still ours; raises Lost otherwise, and with it the whole transaction goes."""
-    mine = (Operation.id == operation.id, Operation.fence == operation.fence, Operation.state == "running")
-    if change(session, update(Operation).where(*mine).values(**values)) != 1:
+    bound = {f"new_{name}": value for name, value in values.items()}
+    mine = {"my_id": operation.id, "my_fence": operation.fence}
+    if change(session, _guarded(tuple(values)), mine | bound) != 1:
         raise Lost(str(operation.id))
+
+
+@cache
+def _guarded(names: tuple[str, ...]) -> Update:
+    table = Operation.metadata.tables[Operation.__tablename__]
+    mine = (table.c.id == bindparam("my_id"), table.c.fence == bindparam("my_fence"), table.c.state == "running")
+    return (
+        update(table).where(*mine).values({name: bindparam(f"new_{name}", type_=table.c[name].type) for name in names})
+    )
 
 
 def finish(
@@ -257,6 +280,12 @@ def renew(session: Session, worker: str, in_hand: Collection[UUID], lease: float
     until = now() + dt.timedelta(seconds=lease)
     mine = (Operation.id.in_(in_hand), Operation.worker == worker, Operation.state == "running")
     change(session, update(Operation).where(*mine).values(lease_until=until))
+
+
+def queued_behind(session: Session, operation: Operation) -> bool:
+    """Whether others of the same subject and lane wait for this one to end."""
+    values = {"in_lane": operation.lane, "of_subject": operation.subject_id}
+    return session.execute(_BEHIND, values).first() is not None
 
 
 def take_over(database: Database, host: str) -> int:

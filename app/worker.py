@@ -20,7 +20,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 from app import operations
 from app.models import Operation, WorkerBeat
 from app.notify import DONE, WORK, Bus
-from app.operations import KINDS, Cancelled, Lost, finish, put_back
+from app.operations import KINDS, Cancelled, Lost, finish, put_back, queued_behind
 from app.outside import Outside
 from app.states import now
 from app.steps import HANDLERS
@@ -124,20 +124,25 @@ class Worker:
         free = threading.Semaphore(width)
         with ThreadPoolExecutor(width, thread_name_prefix=lane) as pool:
             while not self.stopping.is_set():
+                self._wake[lane].wait(POLL)
                 free.acquire()
                 self._wake[lane].clear()
                 operation = self._claim(lane)
                 if operation is None:
                     free.release()
-                    self._wake[lane].wait(POLL)
                     continue
                 pool.submit(self._run, operation).add_done_callback(lambda _: free.release())
 
     def _claim(self, lane: str) -> Operation | None:
         if not self.ready.wait(POLL):
+            self._wake[lane].set()
             return None
+        database, lease = self.outside.database, self.outside.settings.worker.lease
         try:
-            return operations.claim(self.outside.database, self.name, lane, self.outside.settings.worker.lease)
+            waiting = operations.claimable(database, lane)
+            if waiting > 1:
+                self._wake[lane].set()  # look again, whatever becomes of this one
+            return operations.claim(database, self.name, lane, lease) if waiting else None
         except SQLAlchemyError as error:
             log.warning("claim failed", cause=str(error))
             return None
@@ -155,7 +160,6 @@ class Worker:
             log.exception("operation left for its lease to end", operation=str(operation.id), kind=operation.kind)
         finally:
             self._in_hand.discard(operation)
-            self._wake[operation.lane].set()
 
     def work(self, operation: Operation) -> None:
         """Act, and commit what became of it together with the operation's end."""
@@ -186,11 +190,15 @@ class Worker:
             else:
                 finish(session, operation, state, code=code_of(error), detail=told(error))
             settle(session)
+            others = queued_behind(session, operation)
+        if others:
+            self._wake[operation.lane].set()
         self._bus.announce(DONE, str(operation.id))
 
     def _later(self, operation: Operation, delay: float, message: str, *, failed: bool) -> None:
         with self.outside.database.write() as session:
             put_back(session, operation, delay, message, failed=failed)
+        self._wake[operation.lane].set()  # a fence that waited behind it need not wait for its next try
         timer = threading.Timer(delay, self._wake[operation.lane].set)
         timer.daemon = True
         timer.start()

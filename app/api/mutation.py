@@ -134,39 +134,48 @@ def _again(call: Call, entry: IdempotencyKey, answer: Answering | None) -> Answe
 
 def wait_for(call: Call, operation_id: UUID, answer: Answering | None, seconds: float) -> Answer:
     """The end of the operation, or 202 with where to look. No database connection is held while waiting."""
-    operation = await_end(call, operation_id, seconds)
-    if operation.state not in FINAL:
-        headers = {"Location": f"/v1/operations/{operation.id}", "Retry-After": "1"}
-        return Answer(202, operation_document(operation), headers)
-    if operation.state != "succeeded":
-        raise operations.problem_of(operation)
-    if answer is None:
-        return Answer(204)
-    with call.read() as session:
-        return answer(session, operation.resource_id)
+
+    def told(session: Session, operation: Operation) -> Answer:
+        if operation.state not in FINAL:
+            headers = {"Location": f"/v1/operations/{operation.id}", "Retry-After": "1"}
+            return Answer(202, operation_document(operation), headers)
+        if operation.state != "succeeded":
+            raise operations.problem_of(operation)
+        return answer(session, operation.resource_id) if answer else Answer(204)
+
+    return await_end(call, operation_id, seconds, told)
 
 
-def await_end(call: Call, operation_id: UUID, seconds: float) -> Operation:
-    """The operation when it has ended or `seconds` are over, or at once where too many wait long already."""
+Telling = Callable[[Session, Operation], Answer]
+
+
+def await_end(call: Call, operation_id: UUID, seconds: float, tell: Telling) -> Answer:
+    """What there is to `tell` when the operation has ended or `seconds` are over, or soon where too many wait long.
+
+    It is told in the same look at the database that finds the operation ended.
+    """
     waiters = call.service.waiters
-    with waiters.expect(operation_id) as ended:
-        operation = _await_end(call, operation_id, ended, min(seconds, BRIEF))
-        if operation.state in FINAL or seconds <= BRIEF:
-            return operation
-        with waiters.place() as granted:
-            return _await_end(call, operation_id, ended, seconds - BRIEF) if granted else operation
+    with waiters.expect(operation_id) as news:
+        answer = _when_ended(call, operation_id, news, min(seconds, BRIEF), tell)
+        if answer is None and seconds > BRIEF:
+            with waiters.place() as granted:
+                answer = _when_ended(call, operation_id, news, seconds - BRIEF, tell) if granted else None
+    if answer is not None:
+        return answer
+    with call.read() as session:
+        return tell(session, session.get_one(Operation, operation_id))
 
 
-def _await_end(call: Call, operation_id: UUID, ended: threading.Event, seconds: float) -> Operation:
+def _when_ended(call: Call, operation_id: UUID, news: threading.Event, seconds: float, tell: Telling) -> Answer | None:
     deadline = time.monotonic() + seconds
-    while True:
+    while (left := deadline - time.monotonic()) > 0:
+        news.wait(min(left, 1.0))
+        news.clear()
         with call.read() as session:
-            state = session.scalar(select(Operation.state).where(Operation.id == operation_id))
-            left = deadline - time.monotonic()
-            if state in FINAL or left <= 0:
-                return session.get_one(Operation, operation_id)
-        ended.wait(min(left, 1.0))
-        ended.clear()
+            operation = session.get_one(Operation, operation_id)
+            if operation.state in FINAL:
+                return tell(session, operation)
+    return None
 
 
 def operation_document(operation: Operation) -> OperationDocument:

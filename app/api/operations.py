@@ -35,8 +35,10 @@ def list_operations(call: Call) -> Answer:
 def get_operation(call: Call) -> Answer:
     """Show an operation; with `wait`, as soon as it has ended."""
     with call.read() as session:
-        operations.find(session, call.caller, call.id)
-    return Answer(200, operation_document(await_end(call, call.id, call.query.wait)))
+        operation = operations.find(session, call.caller, call.id)
+    if operation.state in operations.FINAL:
+        return Answer(200, operation_document(operation))
+    return await_end(call, call.id, call.query.wait, lambda _, found: Answer(200, operation_document(found)))
 
 
 @routes.add("POST", "/v1/operations/{id}/cancel", body=Empty, query=DryRun, answers={200: OperationDocument})

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from app.models import Attachment, Operation, Snapshot, Volume
@@ -19,6 +19,11 @@ from pools import Pool, PoolUnusable
 
 Settle = Callable[[Session], None]
 Row = TypeVar("Row", Volume, Snapshot, Attachment)
+
+
+_STANDING = select(Operation.fence, Operation.state, Operation.cancel_requested).where(
+    Operation.id == bindparam("my_id")
+)
 
 
 class Again(Exception):
@@ -72,11 +77,7 @@ class Job:
 
     def _still_mine(self, cancellable: bool) -> None:
         with self.outside.database.read() as session:
-            row = session.execute(
-                select(Operation.fence, Operation.state, Operation.cancel_requested).where(
-                    Operation.id == self.operation.id
-                )
-            ).first()
+            row = session.execute(_STANDING, {"my_id": self.operation.id}).first()
         if row is None or row.fence != self.operation.fence or row.state != "running":
             raise Lost(str(self.operation.id))
         if row.cancel_requested and cancellable:

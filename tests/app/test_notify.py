@@ -192,8 +192,25 @@ def test_many_wait_for_the_same_operation(bus: Bus) -> None:
         assert all(future.result() for future in found)
 
 
+def attentive(bus: Bus) -> Waiters:
+    waiters = Waiters(bus)
+    with waiters.expect(uuid4()) as news:
+        assert news.is_set()  # what was said before it listened, nobody heard: look
+    return waiters
+
+
+def test_an_end_that_was_said_just_before_the_wait_is_known(bus: Bus) -> None:
+    waiters, early, late = attentive(bus), uuid4(), uuid4()
+    with waiters.expect(late) as ended:
+        bus.announce(DONE, str(early))
+        bus.announce(DONE, str(late))
+        assert ended.wait(20)
+    with waiters.expect(early) as ended:
+        assert ended.is_set()
+
+
 def test_who_waits_for_another_operation_is_not_woken(bus: Bus) -> None:
-    waiters, mine, other = Waiters(bus), uuid4(), uuid4()
+    waiters, mine, other = attentive(bus), uuid4(), uuid4()
     with waiters.expect(mine) as ended, waiters.expect(other) as theirs:
         bus.announce(DONE, str(other))
         assert theirs.wait(20)
@@ -212,7 +229,7 @@ class MutedBus:
 
 
 def test_waiting_ends_by_itself_when_notifications_are_lost() -> None:
-    with Waiters(MutedBus()).expect(uuid4()) as ended:
+    with attentive(MutedBus()).expect(uuid4()) as ended:
         assert not ended.wait(0.05)
 
 
