@@ -105,7 +105,9 @@ class Worker:
         """Lease and liveness, also as a file whose age the supervisor watches."""
         settings = self.outside.settings
         beat_file = settings.run_dir / "worker.beat"
-        while not self.stopping.wait(min(1.0, settings.worker.lease / 5)):
+        pause = 0.0  # the first one at once: one that hangs after it is missed as soon as any other
+        while not self.stopping.wait(pause):
+            pause = min(1.0, settings.worker.lease / 5)
             # Monotonic time, which all processes of a host share and no clock adjustment moves.
             beat_file.write_text(str(time.monotonic()))
             try:

@@ -9,6 +9,22 @@ import pytest
 
 from tests.support.service import RunningService, running
 
+#: Begun first, longest first, so that no worker is left alone with one of them at the end.
+LONG = (
+    "tests/api/test_exploration.py",
+    "tests/end_to_end/test_conformance.py",
+    "tests/end_to_end/",
+    "tests/stratus/",
+    "tests/app/",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        return next((number for number, part in enumerate(LONG) if item.nodeid.startswith(part)), len(LONG))
+
+    items.sort(key=place)
+
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService]:

@@ -58,13 +58,11 @@ def braked(
     }
     with running(tmp_path_factory.mktemp("braked") / "home", environment) as service:
         yield service
-        for what in ("write", "copy", "sync"):
-            Brake(brakes, what).off()
 
 
 @pytest.fixture
 def brake(brakes: Path) -> Iterator[Callable[[str], Brake]]:
-    """Puts on the brake for "write", "copy" or "sync"; all are off after the test."""
+    """Puts on a brake (see tests.support.shim); all are off after the test."""
     made: list[Brake] = []
 
     def put_on(what: str) -> Brake:

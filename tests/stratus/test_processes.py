@@ -92,11 +92,20 @@ def _read(terminal: int) -> bytes:
         return b""
 
 
+def begun(command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+    """As from a terminal: whoever runs the tests in the background may ignore Ctrl-C, and children inherit that."""
+
+    def hear() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=hear)
+
+
 def test_ctrl_c_leaves_the_operation_and_says_so(service: StandIn, environment: dict[str, str]) -> None:
     service.on("POST", "/v1/volumes", accepted())
     service.on("GET", f"/v1/operations/{OPERATION}", Reply(document=operation("running", 10), after=0.2))
     command = [*as_typed("create-volume"), "--volume", OTHER]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+    with begun(command, environment) as process:
         assert process.stderr is not None
         while "10 %" not in process.stderr.readline():
             assert process.poll() is None
@@ -110,9 +119,7 @@ def test_ctrl_c_leaves_the_operation_and_says_so(service: StandIn, environment: 
 
 def test_ctrl_c_before_the_answer_admits_the_doubt(service: StandIn, environment: dict[str, str]) -> None:
     service.on("POST", "/v1/volumes", Reply(drop=True))
-    with subprocess.Popen(
-        [*as_typed("create-volume"), "-s", "1"], env=environment, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with begun([*as_typed("create-volume"), "-s", "1"], environment) as process:
         assert process.stderr is not None
         while "trying again" not in process.stderr.readline():
             assert process.poll() is None

@@ -1,7 +1,8 @@
 """Brakes on system calls, by a library preloaded into the real processes: a test stops them in the middle of an act.
 
-    write   pwrite(2) of tgtd                      sync   fsync(2) of a file that a pool is making
-    copy    copy_file_range(2)
+    write   pwrite(2) of tgtd                      open    open(2) of a volume by tgtd
+    sync    fsync(2) of a file that a pool is making
+    copy    copy_file_range(2)                     unlink  unlink(2) of a volume or snapshot, when it is done
 
 While DIR/hold-WHAT exists such a call waits, and DIR/held-WHAT says that one does. In tgtd besides: DIR/synced has a
 byte per fdatasync, and no thread can be started while DIR/no-threads exists.
@@ -55,6 +56,15 @@ ssize_t copy_file_range(int from, off64_t *start, int to, off64_t *target, size_
 int fsync(int fd) {
     if (is_staged(fd)) brake("sync");
     return REAL(fsync)(fd);
+}
+int unlink(const char *path) {
+    int result = REAL(unlink)(path);
+    if (!result && (strstr(path, "/volumes/") || strstr(path, "/snapshots/"))) brake("unlink");
+    return result;
+}
+int __open_2(const char *path, int flags) { /* what open(2) is in Debian's builds: _FORTIFY_SOURCE */
+    if (in_tgtd() && strstr(path, "/volumes/")) brake("open");
+    return REAL(__open_2)(path, flags);
 }
 int pthread_create(pthread_t *thread, const pthread_attr_t *how, void *(*run)(void *), void *with) {
     char path[4096];
