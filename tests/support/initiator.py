@@ -17,6 +17,12 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+_OPERATIONAL = {
+    "HeaderDigest": "None", "DataDigest": "None", "InitialR2T": "Yes", "ImmediateData": "Yes",
+    "MaxRecvDataSegmentLength": "262144", "MaxBurstLength": "262144", "FirstBurstLength": "65536",
+    "DefaultTime2Wait": "0", "DefaultTime2Retain": "0", "MaxOutstandingR2T": "1", "MaxConnections": "1",
+    "ErrorRecoveryLevel": "0", "DataPDUInOrder": "Yes", "DataSequenceInOrder": "Yes",
+}  # fmt: skip
 _FAILURE = re.compile(r"^.*(?:failed|error|mismatch).*$", re.IGNORECASE | re.MULTILINE)
 
 
@@ -91,9 +97,9 @@ class Initiator:
             raise InitiatorError(done.stdout + done.stderr)
         return done.stdout
 
-    def bare(self, source: str = "") -> Bare:
+    def bare(self, source: str = "", alias: str = "") -> Bare:
         """A session logged in by our own few lines of iSCSI, from the address `source`."""
-        bare = Bare(self, source)
+        bare = Bare(self, source, alias)
         try:
             bare.authenticate()
             bare.enter_full_feature()
@@ -269,8 +275,8 @@ class Bare:
         self._login(0x81, {"CHAP_N": self._who.username, "CHAP_R": f"0x{response}"})
 
     def enter_full_feature(self) -> None:
-        """The last step of the login: now it is a session."""
-        self._login(0x87, {})
+        """The last step of the login: now it is a session. LIO wants each of its keys answered, tgt none."""
+        self._login(0x87, _OPERATIONAL)
 
     def command(self, cdb: bytes, length: int) -> bytes:
         """Send a command that reads at most `length` bytes; returns the data. Repeats after UNIT ATTENTION."""
@@ -292,7 +298,7 @@ class Bare:
                              self._isid, 0, 1, 0, 0, 1, self._status).ljust(48, b"\0")  # fmt: skip
         self._socket.sendall(header + text + bytes(-len(text) % 4))
         answer, payload = self._pdu()
-        if answer[36]:
+        if answer[36] or answer[1] & 0x80 != flags & 0x80:
             raise InitiatorError(f"login refused ({answer[36] * 256 + answer[37]})")
         return dict(pair.split("=", 1) for pair in payload.decode().split("\0") if pair)
 
