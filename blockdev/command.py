@@ -7,8 +7,13 @@ import shlex
 import shutil
 import signal
 import subprocess
+import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+
+GRACE = 2.0
+"""Seconds that a tool has to obey SIGTERM."""
 
 
 class CommandError(Exception):
@@ -36,10 +41,11 @@ class CommandFailed(CommandError):
 
 
 class CommandTimeout(CommandError):
-    """The tool did not end in time, and was killed and reaped."""
+    """The tool did not end in time. It was killed and reaped, or told to end (see `run`)."""
 
-    def __init__(self, argv: Sequence[str], timeout: float) -> None:
-        super().__init__(f"{shlex.join(argv)}: killed, not done within {timeout:g} s")
+    def __init__(self, argv: Sequence[str], timeout: float, ending: signal.Signals = signal.SIGKILL) -> None:
+        what = "killed" if ending == signal.SIGKILL else f"sent {ending.name}"
+        super().__init__(f"{shlex.join(argv)}: {what}, not done within {timeout:g} s")
         self.argv = tuple(argv)
         self.timeout = timeout
 
@@ -59,6 +65,7 @@ def run(
     input: str | None = None,
     pass_fds: Iterable[int] = (),
     env: Mapping[str, str] | None = None,
+    ending: signal.Signals = signal.SIGKILL,
 ) -> Output:
     """Run `argv` to its end and return what it wrote.
 
@@ -67,14 +74,19 @@ def run(
     microseconds before setpriv's prctl leaves the tool running: outside acts therefore also pass the descriptor of
     their lock in `pass_fds`, so that a successor waits for the tool's end.
 
+    `ending` is the signal of that death and of the timeout. A tool that must not be cut off in the middle of its work
+    gets SIGTERM, it alone: lvm(8) has devices suspended there, and all signals but SIGKILL blocked. If it has not ended
+    GRACE seconds after a timeout it is left to run on, with what it got in `pass_fds`.
+
     `timeout` is in seconds. stdin is /dev/null, or `input`. `env` is added to our environment, and messages are in
     English (LC_ALL=C) for those who read them. No secret belongs in `argv`: every user of the host sees it in ps(1),
     and our errors repeat it.
 
     Raises CommandFailed, CommandTimeout, CommandMissing.
     """
+    leash = [_tool("setpriv"), "--pdeathsig", ending.name.removeprefix("SIG"), "--"]
     process = subprocess.Popen(
-        [_tool("setpriv"), "--pdeathsig", "KILL", "--", _tool(argv[0]), *argv[1:]],
+        [*leash, _tool(argv[0]), *argv[1:]],
         stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -84,15 +96,14 @@ def run(
         env={**os.environ, "LC_ALL": "C", **(env or {})},
         process_group=0,
     )
-    with process:
-        try:
-            stdout, stderr = process.communicate(input, timeout)
-        except subprocess.TimeoutExpired:
-            _kill_group(process)
-            raise CommandTimeout(argv, timeout) from None
-        except BaseException:
-            _kill_group(process)
-            raise
+    try:
+        stdout, stderr = process.communicate(input, timeout)
+    except subprocess.TimeoutExpired:
+        _end(process, ending)
+        raise CommandTimeout(argv, timeout, ending) from None
+    except BaseException:
+        _end(process, ending)
+        raise
     if process.returncode != 0:
         raise CommandFailed(argv, process.returncode, stdout, stderr)
     return Output(stdout, stderr)
@@ -105,8 +116,15 @@ def _tool(name: str) -> str:
     return path
 
 
-def _kill_group(process: subprocess.Popen[str]) -> None:
-    """Kill the tool with its own children, which would otherwise hold our pipes open. It is not reaped yet (that is
-    what we failed to wait for), so its process group cannot have become somebody else's."""
+def _end(process: subprocess.Popen[str], ending: signal.Signals) -> None:
+    """Kill the tool with its own children, or ask the tool to end. It is not reaped yet (that is what we failed to wait
+    for), so its process group cannot have become somebody else's."""
     if process.returncode is None:
-        os.killpg(process.pid, signal.SIGKILL)
+        (os.killpg if ending == signal.SIGKILL else os.kill)(process.pid, ending)
+    for pipe in filter(None, (process.stdin, process.stdout, process.stderr)):
+        with suppress(BrokenPipeError):
+            pipe.close()
+    try:
+        process.wait(None if ending == signal.SIGKILL else GRACE)
+    except subprocess.TimeoutExpired:
+        threading.Thread(target=process.wait, daemon=True).start()  # reaped whenever it ends

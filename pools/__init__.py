@@ -10,9 +10,12 @@ from pools.directory import DirectoryPool
 from pools.interface import (
     Backing,
     BackingMissing,
+    DeltaPool,
+    Extent,
     Item,
     Pool,
     PoolError,
+    PoolFailed,
     PoolFull,
     PoolUnusable,
     ShrinkRefused,
@@ -20,14 +23,18 @@ from pools.interface import (
     SizeTooLarge,
     Usage,
 )
+from pools.lvm import LvmPool
 
 __all__ = [
     "DRIVERS",
     "Backing",
     "BackingMissing",
+    "DeltaPool",
+    "Extent",
     "Item",
     "Pool",
     "PoolError",
+    "PoolFailed",
     "PoolFull",
     "PoolUnusable",
     "Progress",
@@ -38,13 +45,13 @@ __all__ = [
     "open_pool",
 ]
 
-DRIVERS: dict[str, type[DirectoryPool]] = {"directory": DirectoryPool}
+DRIVERS: dict[str, type[DirectoryPool] | type[LvmPool]] = {"directory": DirectoryPool, "lvm": LvmPool}
 
 
 def open_pool(name: str, driver: str, path: Path, pool_id: UUID | None = None) -> Pool:
     """The pool `name` at `path`, to be activated before use. `pool_id`: what it was at an earlier activation, if any.
 
-    Raises PoolUnusable for a driver we do not have.
+    `path` is a directory, or VOLUME_GROUP/THIN_POOL. Raises PoolUnusable for a driver we do not have.
     """
     if driver not in DRIVERS:
         raise PoolUnusable(name, f"no driver {driver!r}; there is {', '.join(sorted(DRIVERS))}")

@@ -72,6 +72,7 @@ class DirectoryPool:
         self.name = name
         self.path = path
         self.pool_id = pool_id
+        self.granularity = 1
         self.live_clone = False
         self.reserve = 0
         self._trace = trace
@@ -236,12 +237,18 @@ class DirectoryPool:
         """`allocated` counts an extent once for each file that shares it, and is what a site would need without
         sharing; `free` is what the file system gives to others than root. Costs one stat(2) per volume and snapshot."""
         system = os.statvfs(self.path)
-        allocated = sum(item.allocated for item in self.inventory())
+        allocated = sum(item.allocated or 0 for item in self.inventory())
         return Usage(system.f_blocks * system.f_frsize, system.f_bavail * system.f_frsize, allocated)
 
     def inventory(self) -> list[Item]:
         self._check_marker()
         return [item for kind in self._homes for item in self._items(kind)]
+
+    def foreign(self) -> list[str]:
+        """Of the two directories that are the pool's alone; what lies beside them is the operator's."""
+        self._check_marker()
+        names = (f"{home.name}/{name}" for home in self._homes.values() for name in os.listdir(home))
+        return sorted(name for name in names if not _FINISHED_NAME.fullmatch(name.partition("/")[2]))
 
     def _items(self, kind: Kind) -> Iterator[Item]:
         with os.scandir(self._homes[kind]) as entries:

@@ -32,8 +32,16 @@ class PoolUnusable(PoolError):
 class PoolFull(PoolError):
     """No space is left, or a quota of the file system is used up. What was begun is removed."""
 
-    def __init__(self, pool: str) -> None:
-        super().__init__(pool, "no space left")
+    def __init__(self, pool: str, detail: str = "") -> None:
+        super().__init__(pool, f"no space left{detail and f': {detail}'}")
+
+
+class PoolFailed(PoolError):
+    """A tool of the host failed, or did not end in time. Trying again may do; the tool's own words are in `reason`."""
+
+    def __init__(self, pool: str, reason: str) -> None:
+        super().__init__(pool, reason)
+        self.reason = reason
 
 
 class BackingMissing(PoolError):
@@ -65,10 +73,10 @@ class SizeMismatch(PoolError):
 
 
 class SizeTooLarge(PoolError):
-    """The pool's file system cannot have a file of that size, however much space it has."""
+    """The pool cannot have a volume of that size, however much space it has."""
 
     def __init__(self, pool: str, wanted: int) -> None:
-        super().__init__(pool, f"its file system has no files of {format_size(wanted)}")
+        super().__init__(pool, f"it has no room for volumes of {format_size(wanted)}, were it empty")
         self.wanted = wanted
 
 
@@ -83,21 +91,37 @@ class Backing:
 
 @dataclass(frozen=True)
 class Usage:
-    """Bytes: `size` is all of the pool, `free` what new writes may use, `allocated` what volumes and snapshots hold."""
+    """Bytes: `size` is all of the pool, `free` what new writes may use, `allocated` what volumes and snapshots hold.
+
+    `metadata_percent` is how full the pool's own metadata is, where that is a space of its own.
+    """
 
     size: int
     free: int
     allocated: int
+    metadata_percent: float = 0.0
 
 
 @dataclass(frozen=True)
 class Item:
-    """A volume or snapshot that really is in the pool: its size, and the bytes allocated for it."""
+    """A volume or snapshot that really is in the pool: its size, and the bytes allocated for it.
+
+    `allocated` is None where the pool cannot tell without much work.
+    """
 
     kind: Kind
     id: UUID
     size: int
-    allocated: int
+    allocated: int | None
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A run of bytes that may differ from another's; `zeros`: it has no data of its own now, and reads as zeros."""
+
+    offset: int
+    length: int
+    zeros: bool
 
 
 def no_progress(done: int, total: int) -> None:
@@ -115,7 +139,10 @@ class Pool(Protocol):
     `progress(done, total)` is called now and then in bytes, never if the work is instant. What it raises cancels the
     work, and the next call starts anew.
 
-    Raises PoolFull where anything is written, and OSError for what the host itself reports (an I/O error).
+    Sizes are rounded up to whole units of `granularity`: `backing` has the size that a machine will see.
+
+    Raises PoolFull where anything is written, PoolUnusable where the pool is no longer what was activated, PoolFailed,
+    and OSError for what the host itself reports (an I/O error; EBUSY for a volume that is still open).
     """
 
     @property
@@ -128,6 +155,10 @@ class Pool(Protocol):
 
     reserve: int
     """Bytes of free space that a copy leaves to the guests of the volumes that are there already; PoolFull instead."""
+
+    @property
+    def granularity(self) -> int:
+        """The unit of sizes in bytes. Valid once activated or examined."""
 
     @property
     def live_clone(self) -> bool:
@@ -181,5 +212,19 @@ class Pool(Protocol):
     def inventory(self) -> list[Item]:
         """All volumes and snapshots that are really there."""
 
+    def foreign(self) -> list[str]:
+        """The names of what else lies where the pool is. It is never touched."""
+
     def sweep(self) -> list[str]:
         """Remove what interrupted work left behind, never what is being worked on or is not ours; what was removed."""
+
+
+class DeltaPool(Pool, Protocol):
+    """A pool that knows from its own metadata what was written."""
+
+    def changed_extents(self, id: UUID, since: UUID) -> list[Extent]:
+        """Where volume or snapshot `id` may differ from volume or snapshot `since`: in order, apart from one another.
+
+        Outside of them the bytes are equal; what lies beyond the end of `since` counts as zeros. The caller sees to it
+        that nobody writes meanwhile. Raises BackingMissing for either.
+        """

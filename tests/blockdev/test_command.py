@@ -110,6 +110,25 @@ run(["sh", "-c", {tool!r}], timeout=300)
     wait_until_gone(int(pid_file.read_text()))
 
 
+def test_a_tool_that_is_only_asked_to_end_obeys(tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    with pytest.raises(CommandTimeout, match="sent SIGTERM, not done within"):
+        run(["sh", "-c", f"trap 'touch {told}; exit 0' TERM; while :; do sleep 0.05; done"], timeout=0.3,
+            ending=signal.SIGTERM)  # fmt: skip
+    assert told.exists()
+
+
+def test_a_tool_that_cannot_end_keeps_its_lock_until_it_does(tmp_path: Path) -> None:
+    end, lock = tmp_path / "end", FileLock(tmp_path / "lock")
+    with lock, pytest.raises(CommandTimeout):
+        run(["sh", "-c", f"trap '' TERM; until [ -e {end} ]; do sleep 0.05; done"], timeout=0.3,
+            pass_fds=[lock.fd], ending=signal.SIGTERM)  # fmt: skip
+    assert not lock.try_lock()
+    end.touch()
+    with FileLock(lock.path, timeout=30):
+        pass
+
+
 def test_descriptors_are_passed_on_request_only(tmp_path: Path) -> None:
     with FileLock(tmp_path / "lock") as lock:
         look = ["sh", "-c", f"readlink /proc/self/fd/{lock.fd} || true"]

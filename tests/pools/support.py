@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import subprocess
 import sys
@@ -10,18 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
+from pools import DRIVERS, Pool
 from pools.directory import DirectoryPool
 
 MIB = 1 << 20
 
 
-def write(pool: DirectoryPool, volume_id: UUID, content: bytes, offset: int = 0) -> None:
+def write(pool: Pool, volume_id: UUID, content: bytes, offset: int = 0) -> None:
     with pool.backing(volume_id).path.open("r+b") as file:
         file.seek(offset)
         file.write(content)
 
 
-def read(pool: DirectoryPool, volume_id: UUID) -> bytes:
+def read(pool: Pool, volume_id: UUID) -> bytes:
     return pool.backing(volume_id, read_only=True).path.read_bytes()
 
 
@@ -31,9 +33,14 @@ def names(pool: DirectoryPool) -> set[str]:
 
 
 @contextmanager
-def stopped_at(step: str, path: Path, method: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """A process that calls the pool's method and stands still at `step`. It is SIGKILLed at the end of the block."""
-    argv = [sys.executable, "-m", "tests.pools.support", step, path, method, *map(str, arguments)]
+def stopped_at(
+    step: str | int, path: Path, method: str, *arguments: object, driver: str = "directory"
+) -> Iterator[subprocess.Popen[str]]:
+    """A process that calls the pool's method and stands still at `step`: of that name, or the one of that number.
+
+    It is SIGKILLed at the end of the block.
+    """
+    argv = [sys.executable, "-m", "tests.pools.support", driver, str(step), path, method, *map(str, arguments)]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     with process:
         try:
@@ -44,14 +51,18 @@ def stopped_at(step: str, path: Path, method: str, *arguments: object) -> Iterat
             process.kill()
 
 
-def _main(step: str, path: str, method: str, *arguments: str) -> None:
+def _main(driver: str, step: str, path: str, method: str, *arguments: str) -> None:
+    count = itertools.count()
+    acting = False
+
     def stop(reached: str) -> None:
-        if reached == step:
-            print(reached, flush=True)
+        if acting and step in (reached, str(next(count))):
+            print(step, flush=True)
             signal.pause()
 
-    pool = DirectoryPool("default", Path(path), trace=stop)
+    pool = DRIVERS[driver]("default", Path(path), trace=stop)
     pool.activate()
+    acting = True
     getattr(pool, method)(*(int(word) if word.isdigit() else UUID(word) for word in arguments))
 
 

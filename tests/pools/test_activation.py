@@ -173,8 +173,8 @@ def test_open_pool_knows_its_drivers(tmp_path: Path) -> None:
     pool_id = uuid4()
     pool = open_pool("fast", "directory", tmp_path, pool_id)
     assert (pool.name, pool.pool_id) == ("fast", pool_id)
-    assert set(DRIVERS) == {"directory"}
-    with pytest.raises(PoolUnusable, match="no driver 'floppy'; there is directory"):
+    assert set(DRIVERS) == {"directory", "lvm"}
+    with pytest.raises(PoolUnusable, match="no driver 'floppy'; there is directory, lvm"):
         open_pool("slow", "floppy", tmp_path)
 
 
