@@ -15,7 +15,7 @@ STORAGE = ("iscsi", "pools")
 #: What each room may import beside the standard library and itself; "app" has rules of its own below.
 MAY = {
     "blockdev": set[str](),
-    "iscsi": {"blockdev"},
+    "iscsi": {"blockdev", "rtslib_fb"},
     "pools": {"blockdev"},
     "stratus": {"blockdev", "click", "requests", "platformdirs"},
 }

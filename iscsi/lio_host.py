@@ -1,0 +1,73 @@
+"""The kernel's LIO as a service's target: nothing to start, so it is looked at, rebuilt, opened and watched."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from blockdev.locks import FileLock
+from iscsi import lio_configfs as configfs
+from iscsi.lio import LioTarget
+from iscsi.lio_layers import load
+from iscsi.target import TargetBusy, TargetError, TargetUnavailable
+
+#: One kernel has one LIO: whoever writes to it, of whatever service, does so under locks of the host.
+LOCKS = Path("/run/lock")
+_PAUSE = 0.05
+
+
+class LioHost:
+    """`iscsi.target.TargetHost` by LIO. `portals` are "HOST:PORT", IPv6 hosts in brackets.
+
+    Two services on a host need different prefixes: each takes everything under its own for its own.
+    """
+
+    def __init__(self, prefix: str, portals: Sequence[str], *, locks: Path = LOCKS) -> None:
+        self.target = LioTarget(prefix, [_split(portal) for portal in portals], locks / "stratus-lio.lock")
+        self._owner, self._prefix = FileLock(locks / f"stratus-lio.{prefix}.lock"), prefix
+        self._owned = False
+
+    def bring_up(self, rebuild: Callable[[], None]) -> str:
+        if not self._owned:
+            self._owned = self._owner.try_lock()
+        if not self._owned:
+            raise TargetError(
+                f"another service on this host exports under {self._prefix}: give this one another prefix"
+            )
+        rebuild()
+        self.target.open_portals()
+        return "LIO"
+
+    def watch(self, stopping: threading.Event) -> None:
+        while not stopping.wait(0.5):
+            if stuck := self.target.degraded:
+                raise TargetUnavailable(str(stuck))
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """A session with a write in flight keeps its export for longer than `timeout` seconds: raises TargetBusy."""
+        deadline = time.monotonic() + timeout
+        for state in self.target.inventory():
+            while left := self.target.drain(state.volume_id):
+                if time.monotonic() > deadline:
+                    raise TargetBusy(state.volume_id, left)
+                time.sleep(_PAUSE)
+            with contextlib.suppress(TargetBusy):  # a login that came first: the next look fences it
+                self.target.remove(state.volume_id)
+
+
+def examine() -> str:
+    """What LIO is here, loaded if it was not. Raises TargetUnavailable."""
+    if os.geteuid():
+        raise TargetUnavailable("LIO needs root; tgt does not")
+    load()
+    version = Path(configfs.FABRIC, "lio_version").read_text().strip()
+    return f"{version}; {len(list(configfs.target_names()))} targets"
+
+
+def _split(portal: str) -> tuple[str, int]:
+    host, _, port = portal.rpartition(":")
+    return host.strip("[]"), int(port)
