@@ -127,7 +127,7 @@ def _insert(session: Session, caller: Caller, volume: Volume, body: AttachmentCr
 
 
 def _connect(session: Session, settings: Settings, keys: KeyRing, attachment: Attachment, *, mutual: bool) -> None:
-    if mutual:
+    if mutual and not settings.iscsi.mutual_chap_many:
         _only_mutual(session, attachment.volume_id)
     plain = ChapSecrets(new_chap_secret(), new_chap_secret() if mutual else None)
     key_id, secret = keys.seal(attachment.id, plain)

@@ -91,8 +91,8 @@ class Database(Section):
 
 
 class Pool(Section):
-    driver: Literal["directory"] = "directory"
-    path: Path
+    driver: Literal["directory", "lvm"] = "directory"
+    path: Path = Field(description="of a directory; with lvm: VOLUME_GROUP/THIN_POOL")
     overcommit_ratio: float = Field(
         default=4.0, gt=0, description="sum of sizes allowed, as a multiple of the pool's own"
     )
@@ -100,8 +100,17 @@ class Pool(Section):
 
 
 class Iscsi(Section):
+    target: Literal["tgt", "lio"] = Field(
+        default="tgt",
+        description="a private tgtd, or the kernel's LIO (which needs root)",
+    )
     portal: Portal = "127.0.0.1:3261"
     iqn_prefix: IqnPrefix = "iqn.2026-11.internal.stratus"
+
+    @property
+    def mutual_chap_many(self) -> bool:
+        """`iscsi.target.Capabilities` of the target, which the API's processes do not load."""
+        return self.target == "lio"
 
 
 class Volumes(Section):
@@ -153,6 +162,12 @@ class Settings(Section):
     @property
     def database_url(self) -> str:
         return self.database.url or f"sqlite:///{self.home / 'stratus.db'}"
+
+    @property
+    def portals(self) -> list[str]:
+        """Where the target listens."""
+        direct = self.attachments.direct_portal
+        return [self.iscsi.portal, *([direct] if direct else [])]
 
     @property
     def run_dir(self) -> Path:

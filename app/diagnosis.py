@@ -31,12 +31,14 @@ from pools import PoolUnusable, open_pool
 
 Verdict = Literal["ok", "limited", "missing"]
 
-#: Tool → Debian package, what it is for, and whether the service can run without it.
-TOOLS: tuple[tuple[str, str, str, Verdict], ...] = (
-    ("tgtd", "tgt", "the target", "missing"),
-    ("setpriv", "util-linux", "children that die with their parent", "missing"),
-    ("qemu-img", "qemu-utils", "images", "limited"),
-    ("iscsi-inq", "libiscsi-bin", "checking a volume from this host", "limited"),
+#: Target or pool driver that needs it ("": all), tool, Debian package, what for, and what it is to the service without.
+TOOLS: tuple[tuple[str, str, str, str, Verdict], ...] = (
+    ("tgt", "tgtd", "tgt", "the target", "missing"),
+    ("lvm", "lvs", "lvm2", "thin pools", "missing"),
+    ("lvm", "thin_delta", "thin-provisioning-tools", "what changed in a thin volume", "missing"),
+    ("", "setpriv", "util-linux", "children that die with their parent", "missing"),
+    ("", "qemu-img", "qemu-utils", "images", "limited"),
+    ("", "iscsi-inq", "libiscsi-bin", "checking a volume from this host", "limited"),
 )
 
 
@@ -50,11 +52,15 @@ class Check:
 def examine(settings: Settings) -> list[Check]:
     database, known = _database(settings)
     pools = (_pool(settings.home, name, pool, known) for name, pool in settings.pools.items())
-    return [*_tools(), _target(), *pools, _sandbox(), _sqlite(), database]
+    target = _lio() if settings.iscsi.target == "lio" else _tgt()
+    return [*_tools(settings), target, *pools, _sandbox(), _sqlite(), database]
 
 
-def _tools() -> Iterator[Check]:
-    for tool, package, use, otherwise in TOOLS:
+def _tools(settings: Settings) -> Iterator[Check]:
+    drivers = {pool.driver for pool in settings.pools.values()}
+    for needs, tool, package, use, otherwise in TOOLS:
+        if needs not in ("", settings.iscsi.target, *drivers):
+            continue
         path = shutil.which(tool) or shutil.which(tool, path="/usr/sbin:/sbin")
         if path:
             yield Check("ok", tool, path)
@@ -62,7 +68,19 @@ def _tools() -> Iterator[Check]:
             yield Check(otherwise, tool, f"not found; for {use}: apt-get install {package}")
 
 
-def _target() -> Check:
+def _lio() -> Check:
+    """The kernel's, loaded if it was not."""
+    try:
+        from iscsi.lio_host import examine as examine_lio
+
+        return Check("ok", "target", examine_lio())
+    except ImportError as error:
+        return Check("missing", "target", f"LIO needs rtslib-fb: pip install 'stratus-storage[lio]' ({error})")
+    except (TargetError, OSError) as error:
+        return Check("missing", "target", str(error))
+
+
+def _tgt() -> Check:
     """A private tgtd, started and stopped."""
     with tempfile.TemporaryDirectory(prefix="stratus-doctor-") as name:
         daemon = TgtDaemon(Path(name), Path(name) / "log", control=os.getpid() % 30000 + 1)
@@ -80,10 +98,11 @@ def _pool(home: Path, name: str, configured: PoolSettings, known: Mapping[str, U
     """What the worker will find when it activates the pool."""
     label, path = f"pool {name}", configured.path
     try:
-        if not path.exists() and not path.is_relative_to(home):
-            return Check("missing", label, f"{path}: not there; make the directory, empty and the service user's own")
-        if not path.exists() and name not in known:  # the start makes it
-            return _clones(label, *_future(path))
+        if configured.driver == "directory" and not path.exists():
+            if not path.is_relative_to(home):
+                return Check("missing", label, f"{path}: not there; make the directory, empty and the service's own")
+            if name not in known:  # the start makes it
+                return _clones(label, *_future(path))
         pool = open_pool(name, configured.driver, path, pool_id=known.get(name))
         pool.examine()
         return _clones(label, path, pool.live_clone)
@@ -103,7 +122,7 @@ def _future(path: Path) -> tuple[Path, bool]:
 
 def _clones(label: str, place: Path, live: bool) -> Check:
     if live:
-        return Check("ok", label, f"{place}: reflink; clones take no time, attached volumes can be snapshotted")
+        return Check("ok", label, f"{place}: clones take no time, attached volumes can be snapshotted")
     detail = "no reflink; clones copy, and a snapshot needs the volume detached (XFS and btrfs do better)"
     return Check("limited", label, f"{place}: {detail}")
 

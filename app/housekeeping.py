@@ -30,6 +30,8 @@ log = structlog.get_logger()
 KEEP_ANSWERS = dt.timedelta(hours=24)
 #: An event is in the chain within this many seconds of its commit.
 SEAL = 0.5
+#: Per cent. A pool whose metadata is a space of its own takes no new work some time after that.
+METADATA_ALARM = 70.0
 
 
 class Housekeeping:
@@ -126,7 +128,7 @@ class Housekeeping:
             row = _row(session, name, configured)
             row.size, row.free, row.allocated, row.updated_at = usage.size, usage.free, usage.allocated, now()
             row.low_space = self._outside.pools[name].reserve = int(usage.size * configured.low_space_percent / 100)
-            alarm = _alarm(row)
+            alarm = _alarm(row, usage.metadata_percent)
             if (alarm is None) != (row.alarm is None):
                 kind = "pool.alarm" if alarm else "pool.alarm-over"
                 record(session, SYSTEM, kind, pool=name, alarm=alarm, free=row.free, promised=row.promised)
@@ -158,8 +160,10 @@ def _row(session: Session, name: str, configured: PoolSettings) -> Pool:
     return row
 
 
-def _alarm(row: Pool) -> str | None:
+def _alarm(row: Pool, metadata_percent: float) -> str | None:
     """What an operator should know before the guests find out."""
+    if metadata_percent >= METADATA_ALARM:
+        return f"its metadata is {metadata_percent:.0f} % full: give it more before new work is refused"
     if row.free < row.low_space:
         return f"only {format_size(row.free)} free: no new work is taken until there are {format_size(row.low_space)}"
     unwritten = max(row.promised - row.allocated, 0)

@@ -1,4 +1,4 @@
-"""The target's keeper: a private tgtd that is adopted or started, rebuilt, then opened, and watched until it dies.
+"""The target's keeper: it is brought up, rebuilt, then opened, and watched until it fails.
 
     adopt a living one, or start one with no portal open → rebuild every export → open the portals → wait for its end
 
@@ -7,8 +7,6 @@ The portals open last: an initiator that reconnects finds its volume or nothing,
 
 from __future__ import annotations
 
-import os
-import select
 import threading
 import time
 
@@ -16,17 +14,16 @@ import structlog
 
 from app.outside import Outside
 from app.reconcile import rebuild
-from iscsi.target import TargetError, TargetUnavailable
-from iscsi.tgt_daemon import TgtDaemon
+from iscsi.target import TargetError, TargetHost
 
 log = structlog.get_logger()
 
 
 class Keeper:
-    """`ready` is set while the target serves all it should; `refresh` is called whenever that changes."""
+    """`ready` is set while the target serves all it should."""
 
-    def __init__(self, daemon: TgtDaemon, outside: Outside, ready: threading.Event, stopping: threading.Event) -> None:
-        self._daemon = daemon
+    def __init__(self, host: TargetHost, outside: Outside, ready: threading.Event, stopping: threading.Event) -> None:
+        self._host = host
         self._outside = outside
         self._ready = ready
         self._stopping = stopping
@@ -38,7 +35,7 @@ class Keeper:
             try:
                 self._bring_up()
                 pause = 0.1
-                self._wait_for_end()
+                self._host.watch(self._stopping)
             except (TargetError, OSError, ValueError) as error:
                 log.error("the target is not available", cause=str(error), again_in=pause)
                 self._stopping.wait(pause)
@@ -48,25 +45,6 @@ class Keeper:
 
     def _bring_up(self) -> None:
         began = time.monotonic()
-        adopted = self._daemon.adopt()
-        if not adopted:
-            self._daemon.start()
-        rebuild(self._outside)
-        for portal in self._portals():
-            self._daemon.open_portal(portal)
+        how = self._host.bring_up(lambda: rebuild(self._outside))
         self._ready.set()
-        log.info("target is up", pid=self._daemon.pid, adopted=adopted, seconds=round(time.monotonic() - began, 3))
-
-    def _portals(self) -> list[str]:
-        settings = self._outside.settings
-        direct = settings.attachments.direct_portal
-        return [settings.iscsi.portal, *([direct] if direct else [])]
-
-    def _wait_for_end(self) -> None:
-        descriptor = self._daemon.pidfd()
-        try:
-            while not self._stopping.is_set():
-                if select.select([descriptor], [], [], 0.5)[0]:
-                    raise TargetUnavailable("tgtd ended by itself")
-        finally:
-            os.close(descriptor)
+        log.info("target is up", how=how, seconds=round(time.monotonic() - began, 3))

@@ -138,12 +138,12 @@ def _differences(outside: Outside, volume_id: UUID, state: ExportState) -> Itera
 def _equal(export: Export, state: ExportState) -> bool:
     initiators = {connection.initiator for connection in export.connections}
     usernames = {connection.credentials.username for connection in export.connections}
-    mutual = next((connection.mutual.username for connection in export.connections if connection.mutual), None)
+    mutuals = {connection.mutual.username for connection in export.connections if connection.mutual}
     return (
         state.complete
         and set(state.initiators) == initiators
         and set(state.usernames) == usernames
-        and state.mutual == mutual
+        and set(state.mutuals) == mutuals
         and state.path == export.path
         and state.read_only == export.read_only
     )
@@ -159,9 +159,12 @@ def _backings(outside: Outside) -> Iterator[Drift]:
     for name, pool in list(outside.pools.items()):
         try:
             items = {(item.kind, item.id) for item in pool.inventory()}
+            foreign = pool.foreign()
         except TROUBLE as error:
             yield Drift("pool", None, f"{name}: {error}", "report it")
             continue
+        for other in foreign:
+            yield Drift("pool", None, f"{name}: {other} is not ours", "leave it alone")
         with outside.database.read() as session:
             stable, known = _records(session, name)
         for kind, identifier in sorted(stable - items, key=str):

@@ -26,7 +26,7 @@ from app.keys import KeyRing, write_private
 from app.models import WorkerBeat
 from app.service import Service, migrate
 from app.worker import host_name
-from app.worker_process import tgt_daemon
+from app.worker_process import target_host
 from blockdev.locks import FileLock
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -200,7 +200,7 @@ class Supervisor:
                 child.end(signal.SIGCONT)
             child.wait(deadline)
         if not self._keep_target:
-            tgt_daemon(self._settings).stop()
+            target_host(self._settings).stop()
         say("stopped, the target goes on serving" if self._keep_target else "stopped")
         return 0
 

@@ -27,14 +27,14 @@ from app.steps import HANDLERS
 from app.steps.job import Again, CloneNeedsDetach, Elsewhere, Job, Settle, SnapshotNeedsDetach, Vanished
 from blockdev.command import CommandError
 from iscsi.target import TargetError, TargetLimit, TargetUnavailable
-from pools import BackingMissing, PoolError, PoolFull, PoolUnusable, SizeMismatch, SizeTooLarge
+from pools import BackingMissing, PoolError, PoolFailed, PoolFull, PoolUnusable, SizeMismatch, SizeTooLarge
 
 log = structlog.get_logger()
 LANES = ("data", "export")
 #: Looks for work that nobody announced, seconds.
 POLL = 1.0
 #: What is worth trying again by itself, and how often, before a client is told.
-TRANSIENT = (PoolUnusable, OperationalError, IntegrityError, CommandError, TargetUnavailable, OSError)
+TRANSIENT = (PoolUnusable, PoolFailed, OperationalError, IntegrityError, CommandError, TargetUnavailable, OSError)
 ATTEMPTS = 5
 
 CODES: tuple[tuple[type[Exception], str], ...] = (

@@ -18,8 +18,8 @@ from app.outside import Outside
 from app.service import Service
 from app.worker import Worker
 from blockdev.locks import FileLock
-from iscsi.tgt import TgtTarget
-from iscsi.tgt_daemon import TgtDaemon
+from iscsi.target import TargetHost
+from iscsi.tgt_host import TgtHost
 
 log = structlog.get_logger()
 
@@ -30,10 +30,20 @@ def _die(failure: threading.ExceptHookArgs) -> None:
     os._exit(70)  # EX_SOFTWARE of sysexits.h
 
 
-def tgt_daemon(settings: Settings) -> TgtDaemon:
+def target_host(settings: Settings) -> TargetHost:
+    """The target of this home, of the configured kind."""
+    if settings.iscsi.target == "tgt":
+        return tgt_host(settings)
+    from iscsi.lio_host import LioHost  # rtslib is there only where it is used
+
+    return LioHost(settings.iscsi.iqn_prefix, settings.portals)
+
+
+def tgt_host(settings: Settings) -> TgtHost:
     """The private tgtd of this home; its control number is the home's own, so that two homes never meet."""
     control = 1 + zlib.crc32(str(settings.home.resolve()).encode()) % 30000
-    return TgtDaemon(settings.run_dir, settings.log_dir / "tgtd.log", control)
+    log_path = settings.log_dir / "tgtd.log"
+    return TgtHost(settings.run_dir, log_path, control, settings.iscsi.iqn_prefix, settings.portals)
 
 
 def run(settings: Settings) -> None:
@@ -47,10 +57,8 @@ def run(settings: Settings) -> None:
 
 def _serve(service: Service) -> None:
     settings = service.settings
-    daemon = tgt_daemon(settings)
-    # A grow that has to wait lets go of the volume soon: a fence may want it.
-    target = TgtTarget(daemon.ipc, settings.iscsi.iqn_prefix, patience=1.0)
-    outside = Outside(settings, service.database, service.keys, target)
+    host = target_host(settings)
+    outside = Outside(settings, service.database, service.keys, host.target)
     worker = Worker(outside, service.bus)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.stopping.set())
@@ -58,7 +66,7 @@ def _serve(service: Service) -> None:
         outside, Signer.load_or_create(settings.key_dir / "events.key"), worker.ready, worker.stopping
     )
     chores.watch_pools()
-    keeper = Keeper(daemon, outside, worker.ready, worker.stopping)
+    keeper = Keeper(host, outside, worker.ready, worker.stopping)
     others = [threading.Thread(target=keeper.run, name="keeper"), threading.Thread(target=chores.run, name="chores")]
     threads = [*worker.start(), *others]
     for thread in others:

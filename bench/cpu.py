@@ -8,8 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from app.config import load
-from app.worker_process import tgt_daemon
+from app.worker_process import tgt_host
 from bench.service import Service
 
 PARTS = ("worker", "API", "target", "client")
@@ -19,7 +18,8 @@ _TICK = 1000 / os.sysconf("SC_CLK_TCK")
 
 
 def spent(service: Service, act: Callable[[], object]) -> dict[str, float]:
-    """Milliseconds of CPU that each of PARTS took during `act`; the client is this process.
+    """Milliseconds of CPU that each of PARTS took during `act`; the client is this process. With LIO the target is no
+    process, and the worker's commands are told by themselves.
 
     The kernel counts the service's in ticks, of 10 ms as a rule: `act` should last.
     """
@@ -37,21 +37,34 @@ def children_spent() -> float:
 
 
 def _parts(service: Service) -> dict[str, float]:
-    """Milliseconds of each part so far. The target is a child of the worker, but counts by itself."""
-    parents, ticks = _processes()
-    target = tgt_daemon(load(service.home)).pid
+    """Milliseconds of each part so far. A tgtd is a child of the worker, but counts by itself."""
+    parents, own, waited = _processes()
+    target = _target(service, parents)
+    roots = {part: _child(service.pid, word, parents) for part, word in _WORDS.items()} | target
+    parts = {part: sum(own[pid] + waited[pid] for pid in _tree(root, parents)) for part, root in roots.items()}
+    if not target:
+        parts["commands"], parts["worker"] = parts["worker"] - own[roots["worker"]], own[roots["worker"]]
+    return {part: ticks * _TICK for part, ticks in parts.items()}
+
+
+def _target(service: Service, parents: dict[int, int]) -> dict[str, int]:
+    """Its process, cut off from the worker's; none where the kernel is the target."""
+    settings = service.settings
+    if settings.iscsi.target == "lio":
+        return {}
+    target = tgt_host(settings).daemon.pid
     if target is None:
         raise RuntimeError("the service has no target")
     if parents.pop(target, None) is None:
         raise RuntimeError("the target has gone")
-    roots = {part: _child(service.pid, word, parents) for part, word in _WORDS.items()} | {"target": target}
-    return {part: sum(ticks[pid] for pid in _tree(root, parents)) * _TICK for part, root in roots.items()}
+    return {"target": target}
 
 
-def _processes() -> tuple[dict[int, int], dict[int, int]]:
-    """By process: its parent; its ticks with those of the children it has waited for. proc_pid_stat(5)."""
+def _processes() -> tuple[dict[int, int], dict[int, int], dict[int, int]]:
+    """By process: its parent; its ticks; those of the children it has waited for. proc_pid_stat(5)."""
     parents: dict[int, int] = {}
-    ticks: dict[int, int] = {}
+    own: dict[int, int] = {}
+    waited: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -61,8 +74,9 @@ def _processes() -> tuple[dict[int, int], dict[int, int]]:
             continue
         fields = text.rpartition(")")[2].split()  # from the third on: the name before may hold anything
         parents[int(entry.name)] = int(fields[1])
-        ticks[int(entry.name)] = sum(map(int, fields[11:15]))
-    return parents, ticks
+        own[int(entry.name)] = sum(map(int, fields[11:13]))
+        waited[int(entry.name)] = sum(map(int, fields[13:15]))
+    return parents, own, waited
 
 
 def _child(parent: int, word: bytes, parents: dict[int, int]) -> int:

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from app.config import load
-from app.worker_process import tgt_daemon
+from app.config import Settings, load
+from app.worker_process import tgt_host
 
 INITIATOR = "iqn.2004-10.com.example:bench"
 
@@ -76,11 +76,15 @@ class Api:
 class Service:
     """A service that answers at `port` until the block of `running` ends."""
 
-    def __init__(self, home: Path) -> None:
-        self.home = home
+    def __init__(self, home: Path, environment: dict[str, str]) -> None:
+        self.home, self.environment = home, environment
         self.port, self._portal_port = free_port(), free_port()
         #: Of `stratus-storage serve`.
         self.pid = 0
+
+    @property
+    def settings(self) -> Settings:
+        return load(self.home, environ={**os.environ, **self.environment})
 
     @property
     def admin_token(self) -> str:
@@ -119,11 +123,10 @@ class Service:
 @contextmanager
 def running(home: Path, **environment: str) -> Iterator[Service]:
     """A service with its state in `home` and STRATUS_… settings of `environment`; gone with its target afterwards."""
-    service = Service(home)
+    service = Service(home, {"STRATUS_ATTACHMENTS__DIRECT": "true", **environment})
     home.mkdir(parents=True, exist_ok=True)
     with (home / "serve.out").open("wb") as out:
-        settings = {"STRATUS_ATTACHMENTS__DIRECT": "true", **environment}
-        process = subprocess.Popen(service.argv(), env={**os.environ, **settings}, stdout=out, stderr=out)
+        process = subprocess.Popen(service.argv(), env={**os.environ, **service.environment}, stdout=out, stderr=out)
     service.pid = process.pid
     try:
         service.wait_ready(process)
@@ -139,7 +142,7 @@ def _end(process: subprocess.Popen[bytes], home: Path) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-        tgt_daemon(load(home)).kill()
+        tgt_host(load(home)).daemon.kill()
 
 
 def free_port() -> int:

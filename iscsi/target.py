@@ -7,7 +7,8 @@ made again from nothing. All calls may be repeated; "already there" and "already
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+import threading
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -104,7 +105,7 @@ class ExportState:
     size: int
     initiators: frozenset[str]
     usernames: frozenset[str]
-    mutual: str | None
+    mutuals: frozenset[str]
     networks: frozenset[str]
     complete: bool
 
@@ -195,3 +196,22 @@ class Target(Protocol):
 
     def foreign(self) -> list[str]:
         """The names of targets that are not ours. They are never touched."""
+
+
+class TargetHost(Protocol):
+    """What serves a service's exports on this host, and how it is watched. Raises TargetError, OSError."""
+
+    @property
+    def target(self) -> Target: ...
+
+    def bring_up(self, rebuild: Callable[[], None]) -> str:
+        """Make it serve: `rebuild` is called when exports can be made, the portals are opened after it. Says how.
+
+        One that serves already (it outlived an earlier service) is taken over without its initiators noticing.
+        """
+
+    def watch(self, stopping: threading.Event) -> None:
+        """Return when `stopping` is set; raises TargetUnavailable when it has ended, or no longer answers, before."""
+
+    def stop(self) -> None:
+        """End the sessions of all our exports, and the exports, in order. Not serving is success."""

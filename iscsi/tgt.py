@@ -141,7 +141,7 @@ class TgtTarget:
         elif lun.path not in (None, export.path) or lun.read_only != export.read_only:
             self._replace_lun(export, block)
             return ()
-        elif not _has_identity(lun, export.volume_id):
+        elif not _has_identity(lun, export.volume_id) or lun.thin != _can_discard(export):
             self._set_parameters(export)
         if lun and (reopen or not lun.online or lun.path is None or not _same_size(lun, export.size)):
             self._reopen(export, block)
@@ -164,7 +164,7 @@ class TgtTarget:
             export.tid,
             f"scsi_id={names.naa(export.volume_id)},scsi_sn={names.serial(export.volume_id)},"
             "vendor_id=STRATUS,product_id=VOLUME,product_rev=1,"
-            f"readonly={int(export.read_only)},thin_provisioning=1",
+            f"readonly={int(export.read_only)},thin_provisioning={int(_can_discard(export))}",
         )
         self._trace("parameters")
 
@@ -307,7 +307,12 @@ class TgtTarget:
 
 
 def _has_identity(lun: tgt_show.Lun, volume_id: UUID) -> bool:
-    return lun.scsi_id == names.naa(volume_id) and lun.serial == names.serial(volume_id) and lun.thin
+    return lun.scsi_id == names.naa(volume_id) and lun.serial == names.serial(volume_id)
+
+
+def _can_discard(export: Export) -> bool:
+    """tgtd punches a hole, which not every block device takes: a thin volume answers EOPNOTSUPP."""
+    return export.path.is_file()
 
 
 def _same_size(lun: tgt_show.Lun, size: int) -> bool:
@@ -332,7 +337,7 @@ def _state(volume_id: UUID, tid: int, iqn: str, block: tgt_show.Block) -> Export
         size=lun.size if lun else 0,
         initiators=frozenset(block.initiators),
         usernames=usernames,
-        mutual=block.outgoing,
+        mutuals=frozenset([block.outgoing] if block.outgoing else []),
         networks=frozenset(block.addresses),
         complete=whole and bool(usernames) and bool(block.initiators),
     )

@@ -92,13 +92,19 @@ def pool_row(house: House, name: str = "default") -> Pool:
     ],
 )
 def test_the_alarm_says_what_guests_may_meet(free: int, promised: int, allocated: int, alarm: str | None) -> None:
-    found = _alarm(rows.pool(free=free, promised=promised, allocated=allocated, low_space=10))
+    found = _alarm(rows.pool(free=free, promised=promised, allocated=allocated, low_space=10), 0)
     if alarm is None:
         assert found is None
     else:
         assert found is not None
         with pytest.raises(AssertionError, match=alarm):
             raise AssertionError(found)
+
+
+def test_the_alarm_says_that_metadata_runs_out() -> None:
+    found = _alarm(rows.pool(free=1000, promised=0, allocated=0, low_space=10), 71.5)
+    assert found is not None
+    assert "metadata is 72 % full" in found
 
 
 def test_a_pool_that_fills_up_refuses_new_work_alarms_once_and_recovers(tmp_path: Path, database: Database) -> None:
@@ -398,7 +404,7 @@ def test_the_keeper_brings_a_dead_target_back_with_all_its_exports(house: House,
     volume = made(house, alice)
     attached(house, alice, volume)
     ready = threading.Event()
-    keeper = Keeper(house.daemon, house.outside, ready, house.worker.stopping)
+    keeper = Keeper(house.host, house.outside, ready, house.worker.stopping)
     thread = threading.Thread(target=keeper.run)
     thread.start()
     try:
@@ -417,7 +423,7 @@ def test_a_target_that_cannot_be_had_is_tried_again(house: House) -> None:
     house.daemon.stop()
     shutil.rmtree(house.settings.log_dir)  # tgtd's log cannot be written
     ready = threading.Event()
-    thread = threading.Thread(target=Keeper(house.daemon, house.outside, ready, house.worker.stopping).run)
+    thread = threading.Thread(target=Keeper(house.host, house.outside, ready, house.worker.stopping).run)
     thread.start()
     assert not ready.wait(0.3)
     house.settings.make_directories()

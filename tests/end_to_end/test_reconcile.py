@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from app.config import read_effective
-from app.worker_process import tgt_daemon
+from app.worker_process import tgt_host
 from iscsi.target import Connection, Credentials, Export
 from iscsi.tgt import TgtTarget
 from iscsi.tgt_ipc import TgtIpc
@@ -47,7 +47,7 @@ class BehindItsBack:
 
     @property
     def ipc(self) -> TgtIpc:
-        return tgt_daemon(read_effective(self.service.home / "run" / "effective.json")).ipc
+        return tgt_host(read_effective(self.service.home / "run" / "effective.json")).daemon.ipc
 
     def target(self, prefix: str = "") -> TgtTarget:
         settings = read_effective(self.service.home / "run" / "effective.json")

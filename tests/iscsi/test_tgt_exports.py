@@ -45,7 +45,7 @@ def test_the_secret_alone_does_not_open(house: House) -> None:
 def test_mutual_chap(house: House) -> None:
     export = house.exported(connection("node1", mutual=Credentials("proof", "proof-of-target")))
     assert house.initiator(export).login_error() is None
-    assert house.target.inventory()[0].mutual == "proof"
+    assert house.target.inventory()[0].mutuals == {"proof"}
     doubting = house.initiator(export)
     doubting.mutual = ("proof", "another-secret-1")
     assert doubting.login_error() is not None
@@ -59,7 +59,7 @@ def test_mutual_chap_can_be_changed_and_dropped(house: House) -> None:
     assert house.initiator_of(export.volume_id, rotated).login_error() is None
     plain = dataclasses.replace(old, mutual=None)
     house.target.ensure_export(dataclasses.replace(export, connections=(plain,)))
-    assert house.target.inventory()[0].mutual is None
+    assert house.target.inventory()[0].mutuals == frozenset()
     assert house.initiator_of(export.volume_id, plain).login_error() is None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,8 +20,7 @@ from app.notify import WORK, open_bus
 from app.operations import OPEN
 from app.outside import Outside
 from app.worker import Worker
-from iscsi.tgt import TgtTarget
-from iscsi.tgt_daemon import TgtDaemon
+from app.worker_process import tgt_host
 from tests.support import rows
 from tests.support.databases import settings_for
 from tests.support.service import wait_until
@@ -38,8 +36,8 @@ class House:
         self.settings = settings_for(home, url, **sections)
         self.database = database
         self.keys = KeyRing.create(self.settings.key_dir / "secrets.json")
-        self.daemon = TgtDaemon(self.settings.run_dir, self.settings.log_dir / "tgtd.log", os.getpid() % 30000 + 1)
-        self.target = TgtTarget(self.daemon.ipc, self.settings.iscsi.iqn_prefix)
+        self.host = tgt_host(self.settings)
+        self.daemon, self.target = self.host.daemon, self.host.target
         self.outside = Outside(self.settings, database, self.keys, self.target)
         self.bus = open_bus(database, self.settings.run_dir)
         self.worker = Worker(self.outside, self.bus)
