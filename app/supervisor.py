@@ -26,7 +26,7 @@ from app.keys import KeyRing, write_private
 from app.models import WorkerBeat
 from app.service import Service, migrate
 from app.worker import host_name
-from app.worker_process import target_host
+from app.worker_process import end_target
 from blockdev.locks import FileLock
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -199,8 +199,10 @@ class Supervisor:
             if child is self.worker:
                 child.end(signal.SIGCONT)
             child.wait(deadline)
-        if not self._keep_target:
-            target_host(self._settings).stop()
+        trouble = None if self._keep_target else end_target(self._settings)
+        if trouble:
+            say(f"stopped, but the target is not: {trouble}")
+            return 1
         say("stopped, the target goes on serving" if self._keep_target else "stopped")
         return 0
 

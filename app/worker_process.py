@@ -18,7 +18,7 @@ from app.outside import Outside
 from app.service import Service
 from app.worker import Worker
 from blockdev.locks import FileLock
-from iscsi.target import TargetHost
+from iscsi.target import TargetError, TargetHost
 from iscsi.tgt_host import TgtHost
 
 log = structlog.get_logger()
@@ -37,6 +37,15 @@ def target_host(settings: Settings) -> TargetHost:
     from iscsi.lio_host import LioHost  # rtslib is there only where it is used
 
     return LioHost(settings.iscsi.iqn_prefix, settings.portals)
+
+
+def end_target(settings: Settings) -> str | None:
+    """Once the worker has ended; what stands in the way, if anything."""
+    try:
+        target_host(settings).stop()
+    except (TargetError, OSError) as error:
+        return str(error)
+    return None
 
 
 def tgt_host(settings: Settings) -> TgtHost:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from uuid import UUID
 
 from blockdev.locks import FileLock
 from iscsi import lio_configfs as configfs
@@ -32,9 +32,7 @@ class LioHost:
         self._owned = False
 
     def bring_up(self, rebuild: Callable[[], None]) -> str:
-        if not self._owned:
-            self._owned = self._owner.try_lock()
-        if not self._owned:
+        if not self._own():
             raise TargetError(
                 f"another service on this host exports under {self._prefix}: give this one another prefix"
             )
@@ -47,16 +45,33 @@ class LioHost:
             if stuck := self.target.degraded:
                 raise TargetUnavailable(str(stuck))
 
+    def _own(self) -> bool:
+        """Whether the prefix is ours, from the first time on and for as long as this process lives."""
+        self._owned = self._owned or self._owner.try_lock()
+        return self._owned
+
     def stop(self, timeout: float = 10.0) -> None:
-        """A session with a write in flight keeps its export for longer than `timeout` seconds: raises TargetBusy."""
+        """Raises TargetBusy for a session whose write in flight takes longer than `timeout` seconds; the rest is ended.
+
+        What another service has under the prefix stays: it is that one's to end.
+        """
+        if not self._own():
+            return
         deadline = time.monotonic() + timeout
-        for state in self.target.inventory():
-            while left := self.target.drain(state.volume_id):
-                if time.monotonic() > deadline:
-                    raise TargetBusy(state.volume_id, left)
-                time.sleep(_PAUSE)
-            with contextlib.suppress(TargetBusy):  # a login that came first: the next look fences it
-                self.target.remove(state.volume_id)
+        left = [state.volume_id for state in self.target.inventory()]
+        while left := [volume_id for volume_id in left if not self._ended(volume_id)]:
+            if time.monotonic() > deadline:
+                raise TargetBusy(left[0], self.target.drain(left[0]))
+            time.sleep(_PAUSE)
+
+    def _ended(self, volume_id: UUID) -> bool:
+        if self.target.drain(volume_id):
+            return False
+        try:
+            self.target.remove(volume_id)
+        except TargetBusy:  # a login that came just before the fence
+            return False
+        return True
 
 
 def examine() -> str:
