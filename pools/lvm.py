@@ -58,6 +58,8 @@ from pools.lvm_volumes import LETTERS, POOL_TAG, REPLACEMENT, Found, Volumes, is
 METADATA_LIMIT = 80.0
 """Per cent. A thin pool whose metadata is full stops for good until it is repaired by hand: stay well below."""
 LOCKS = 64
+GROUP_UUID = len("LVM-") + 32
+"""How much of a logical volume's UUID, as device-mapper has it, is the volume group's."""
 LOCK_DIR = Path("/run/lock/stratus")
 _PATH = re.compile(r"([\w+.][\w+.-]*)/([\w+.][\w+.-]*)", re.ASCII)
 
@@ -162,6 +164,7 @@ class LvmPool:
             try:
                 self._check_room()
                 ours.create(volume_id, size)
+                self._remember(volume_id)
             except (PoolFull, CommandFailed):
                 if not self._exists(ours.look(volume_id), volume_id, size):
                     raise
@@ -183,6 +186,7 @@ class LvmPool:
                 raise ShrinkRefused(self.name, origin.size, size)
             self._check_room()
             ours.copy(origin, volume_id, size, "v")
+            self._remember(volume_id)
 
     def snapshot(self, volume_id: UUID, snapshot_id: UUID, progress: Progress = no_progress) -> None:
         with self._act(volume_id, snapshot_id) as ours:
@@ -231,6 +235,12 @@ class LvmPool:
         if device is None or device.uuid not in self._known:
             device = self._started(volume_id)
         return Backing(device.path, "block", device.size)
+
+    def _remember(self, volume_id: UUID) -> None:
+        """The device of a volume that was made just now needs no looking up to be known as ours."""
+        device = find_device(self._node("v", volume_id))
+        if device is not None and device.uuid.startswith(self._uuid[:GROUP_UUID]):
+            self._known.add(device.uuid)
 
     def _started(self, volume_id: UUID) -> Device:
         with self._act(volume_id) as ours:
