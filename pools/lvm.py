@@ -24,6 +24,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -74,7 +75,8 @@ class LvmPool:
     With `pool_id`, activation refuses a thin pool without that tag. Without, one that holds nothing of ours becomes a
     pool; it may hold what is others'. Raises PoolUnusable for another kind of path.
 
-    `deadline` is in seconds, for each command and each lock. `trace(step)` is called before each command that changes
+    `deadline` is in seconds, for each command and each lock; a look that found room is believed for `room_for` seconds,
+    since nothing that is made takes much of it at once. `trace(step)` is called before each command that changes
     something, with its name, for tests that stop there.
     """
 
@@ -87,6 +89,7 @@ class LvmPool:
         trace: Callable[[str], None] = no_trace,
         deadline: float = DEADLINE,
         lock_dir: Path = LOCK_DIR,
+        room_for: float = 1.0,
     ) -> None:
         match = _PATH.fullmatch(str(path))
         if match is None:
@@ -100,6 +103,7 @@ class LvmPool:
         self._group, self._thin_pool = match.groups()
         self._lvm = Lvm(self._group, trace, deadline)
         self._lock_dir = lock_dir
+        self._room_for, self._room_until = room_for, 0.0
         self._uuid = ""
         self._chunk_size = 0
         self._known: set[str] = set()  # devices seen to be ours, by their UUID, which they keep for life
@@ -365,12 +369,15 @@ class LvmPool:
 
     def _check_room(self) -> None:
         """Raises PoolFull while there is still some: machines live on the reserve, and deleting needs metadata."""
+        if time.monotonic() < self._room_until:
+            return
         status = self._status()
         if (status.chunks - status.used_chunks) * self._chunk_size < max(self.reserve, self._chunk_size):
             raise PoolFull(self.name)
         if status.metadata_percent >= METADATA_LIMIT:
             detail = f"its metadata is {status.metadata_percent:.1f} % full; lvextend --poolmetadatasize gives it more"
             raise PoolFull(self.name, detail)
+        self._room_until = time.monotonic() + self._room_for
 
     def _rounded(self, size: int) -> int:
         return -(-size // self.granularity) * self.granularity

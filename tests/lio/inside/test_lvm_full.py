@@ -28,7 +28,7 @@ def small(test_kernel: None, tmp_path: Path) -> Iterator[ThinPool]:
 
 @pytest.fixture
 def pool(small: ThinPool) -> LvmPool:
-    pool = LvmPool("default", small.path)
+    pool = LvmPool("default", small.path, room_for=0)
     pool.activate()
     return pool
 
@@ -85,7 +85,7 @@ def test_out_of_data(pool: LvmPool) -> None:
     usage = pool.usage()
     assert (usage.free, usage.allocated) == (0, usage.size)
     refuses(pool, volume, snapshot, "no space left$")
-    again = LvmPool("default", pool.path, pool_id=pool.pool_id)
+    again = LvmPool("default", pool.path, pool_id=pool.pool_id, room_for=0)
     again.activate()
     assert read(again, volume)[:CHUNK] == b"x" * CHUNK
     again.delete_volume(volume)
@@ -126,7 +126,7 @@ def test_out_of_metadata(pool: LvmPool, small: ThinPool) -> None:
     lvm("lvchange", "--activate", "n", small.group)
     lvm("lvconvert", "--repair", "--yes", str(small.path))
     lvm("lvextend", "--poolmetadatasize", "+4m", str(small.path))
-    again = LvmPool("default", small.path, pool_id=pool.pool_id)
+    again = LvmPool("default", small.path, pool_id=pool.pool_id, room_for=0)
     again.activate()
     assert read(again, volume)[:4] == b"kept"
     again.create(uuid4(), EXTENT)
@@ -155,3 +155,18 @@ def tell(device: str, message: str) -> None:
     header = struct.pack("=3I3Ii3IQ128s129s7x", 4, 0, 0, 1024, 312, 1, 0, 0, 0, 0, 0, device.encode(), b"")
     with open("/dev/mapper/control", "r+b", buffering=0) as control:
         fcntl.ioctl(control, 0xC138FD0E, bytearray(header + bytes(8) + message.encode()).ljust(1024, b"\0"))
+
+
+def test_room_is_looked_for_once_a_moment_and_its_lack_every_time(pool: LvmPool) -> None:
+    often = LvmPool("default", pool.path, pool_id=pool.pool_id, room_for=60)
+    often.activate()
+    often.create(uuid4(), 4 * MIB)
+    often.reserve = often.usage().size
+    often.create(uuid4(), 4 * MIB)  # there was room a moment ago
+    hurried = LvmPool("default", pool.path, pool_id=pool.pool_id, room_for=60)
+    hurried.activate()
+    hurried.reserve = often.reserve + 1
+    with pytest.raises(PoolFull):
+        hurried.create(uuid4(), 4 * MIB)
+    hurried.reserve = 0
+    hurried.create(uuid4(), 4 * MIB)
