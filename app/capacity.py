@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from sqlalchemy import func, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from app.config import Settings
@@ -21,6 +21,12 @@ def reserve(session: Session, settings: Settings, owner_id: UUID, pool: str, siz
     """Charge `size` bytes and `count` records to the owner and the pool; Problem 409 says which limit refuses."""
     _charge_owner(session, settings, owner_id, size, count)
     _charge_pool(session, pool, size)
+
+
+def rounded(session: Session, pool: str, size: int) -> int:
+    """`size` as a volume of the pool really has it, and is charged."""
+    granularity = session.scalar(select(Pool.granularity).where(Pool.name == pool)) or 1
+    return -(-size // granularity) * granularity
 
 
 def require_room(session: Session, pool: str) -> None:

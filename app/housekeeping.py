@@ -119,6 +119,7 @@ class Housekeeping:
         with self._outside.database.write() as session:
             row = _row(session, name, configured)
             row.pool_id, row.state, row.reason, row.live_clone = pool.pool_id, "active", None, pool.live_clone
+            row.granularity = pool.granularity
             record(session, SYSTEM, "pool.active", pool=name, live_clone=pool.live_clone)
         self._outside.pools[name] = pool
 
@@ -154,7 +155,7 @@ def _row(session: Session, name: str, configured: PoolSettings) -> Pool:
     row = session.get(Pool, name)
     if row is None:
         row = Pool(name=name, driver=configured.driver, state="unusable", reason="not activated yet", live_clone=False,
-                   size=0, free=0, allocated=0, promised=0, low_space=0)  # fmt: skip
+                   granularity=1, size=0, free=0, allocated=0, promised=0, low_space=0)  # fmt: skip
         session.add(row)
     row.overcommit_ratio = configured.overcommit_ratio
     return row

@@ -119,6 +119,7 @@ class Pool(Base):
     state: Mapped[str] = mapped_column(one_of("active", "unusable"))
     reason: Mapped[str | None] = mapped_column(Text)
     live_clone: Mapped[bool] = mapped_column(Boolean, default=False)
+    granularity: Mapped[int] = mapped_column(default=1)
     size: Mapped[int] = mapped_column(default=0)
     free: Mapped[int] = mapped_column(default=0)
     allocated: Mapped[int] = mapped_column(default=0)

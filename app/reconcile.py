@@ -207,7 +207,9 @@ def _mark_missing(outside: Outside, drift: Drift) -> None:
 
 def _is_missing(outside: Outside, volume: Volume) -> bool:
     try:
-        outside.pools[volume.pool].backing(volume.id)
+        pool = outside.pools.get(volume.pool)
+        if pool is not None:
+            pool.backing(volume.id)
     except BackingMissing:
         return True
     return False

@@ -416,6 +416,7 @@ class PoolDocument(Document):
     state: Literal["active", "unusable"]
     reason: str | None = None
     live_clone: bool = Field(description="snapshots and clones of attached volumes are possible")
+    granularity: int = Field(description="sizes of volumes are rounded up to multiples of this many bytes")
     size: int
     free: int
     allocated: int = Field(description="bytes really used by volumes and snapshots")

@@ -26,12 +26,14 @@ from app.keys import KeyRing, write_private
 from app.models import WorkerBeat
 from app.service import Service, migrate
 from app.worker import host_name
-from app.worker_process import end_target
+from app.worker_process import end_former_target, end_target
 from blockdev.locks import FileLock
 
 PR_SET_CHILD_SUBREAPER = 36
 #: How long an orderly stop may take before it is no longer waited for, seconds.
 GRACE = 30.0
+#: How long a killed process is waited for: only the kernel can keep it longer, and may do so for ever.
+LAST_GRACE = 10.0
 #: How long a worker may take to its first beat, seconds: it looks at every pool before, on a host that may be busy.
 FIRST_BEAT = 60.0
 
@@ -110,14 +112,21 @@ class Child:
             self.process.send_signal(number)
 
     def wait(self, deadline: float) -> None:
-        if self.process is None:
+        process = self.process
+        if process is None or _ends(process, max(0.0, deadline - time.monotonic())):
             return
-        try:
-            self.process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            say(f"{self.name} does not end; killing it")
-            self.process.kill()
-            self.process.wait()
+        say(f"{self.name} does not end; killing it")
+        process.kill()
+        if not _ends(process, LAST_GRACE):
+            say(f"{self.name} cannot be killed: the kernel holds it, most likely for a device that does not answer")
+
+
+def _ends(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def say(text: str) -> None:
@@ -216,6 +225,7 @@ def serve(settings: Settings, *, keep_target: bool) -> int:
         raise ConfigError(f"{settings.home} is being served already: stop that service, or choose another --home")
     try:
         prepare(settings)
+        end_former_target(settings)
         return Supervisor(settings, keep_target=keep_target).run()
     finally:
         lock.release()

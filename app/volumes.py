@@ -68,8 +68,8 @@ def create(session: Session, settings: Settings, caller: Caller, body: VolumeCre
     if body.snapshot is not None and body.volume is not None:
         raise invalid("/snapshot", "one-source", "A volume is copied from a snapshot or from a volume, not from both.")
     source = _source(session, caller, body)
-    size = _size_of_new(settings, body, source)
     pool = _pool_of_new(session, settings, body, source)
+    size = capacity.rounded(session, pool, _size_of_new(settings, body, source))
     capacity.reserve(session, settings, caller.id, pool, size)
     volume = _insert(session, caller, body, size, pool, source)
     record(session, caller.actor, "volume.create", ("volume", volume.id), name=volume.name, size=size, pool=pool)
@@ -205,9 +205,12 @@ def update_record(
     session.refresh(volume)  # its row is ours from here on: it may have grown since we found it
     if plain:
         record(session, caller.actor, "volume.update", ("volume", volume.id), **plain)
-    if body.size is None or body.size == volume.size:
+    if body.size is None:
         return None
-    return _grow(session, settings, caller, volume, body.size)
+    if body.size < volume.size:
+        raise conflict("shrink-refused", f"The volume has {volume.size} bytes and can only grow: shrinking loses data.")
+    size = capacity.rounded(session, volume.pool, body.size)
+    return _grow(session, settings, caller, volume, size) if size > volume.size else None
 
 
 def _bump(session: Session, volume: Volume, version: int | None, **values: object) -> None:
@@ -226,8 +229,6 @@ def _bump(session: Session, volume: Volume, version: int | None, **values: objec
 
 
 def _grow(session: Session, settings: Settings, caller: Caller, volume: Volume, size: int) -> Operation:
-    if size < volume.size:
-        raise conflict("shrink-refused", f"The volume has {volume.size} bytes and can only grow: shrinking loses data.")
     _check_maximum(settings, size)
     planned = (
         update(Volume)

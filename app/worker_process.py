@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -10,13 +11,14 @@ import zlib
 import structlog
 
 from app import logs
-from app.config import Settings
+from app.config import ConfigError, Settings
 from app.housekeeping import Housekeeping
 from app.keeper import Keeper
 from app.keys import Signer
 from app.outside import Outside
 from app.service import Service
 from app.worker import Worker
+from blockdev.files import durable_rename
 from blockdev.locks import FileLock
 from iscsi.target import TargetError, TargetHost
 from iscsi.tgt_host import TgtHost
@@ -36,7 +38,24 @@ def target_host(settings: Settings) -> TargetHost:
         return tgt_host(settings)
     from iscsi.lio_host import LioHost  # rtslib is there only where it is used
 
-    return LioHost(settings.iscsi.iqn_prefix, settings.portals)
+    return LioHost(settings.iscsi.iqn_prefix, settings.portals, str(settings.home.resolve()))
+
+
+def end_former_target(settings: Settings) -> None:
+    """A home that exported by another target, or under another prefix, before: what that left in the kernel, or left
+    running, is nobody's any more, and no fence would reach its sessions. Raises ConfigError when it cannot be ended.
+    """
+    note = settings.run_dir / "target.json"
+    chosen = {"target": settings.iscsi.target, "iqn_prefix": settings.iscsi.iqn_prefix}
+    former = json.loads(note.read_text()) if note.exists() else chosen
+    if former != chosen:
+        trouble = end_target(settings.model_copy(update={"iscsi": settings.iscsi.model_copy(update=former)}))
+        if trouble:
+            told = f"{former['target']}, {former['iqn_prefix']}"
+            raise ConfigError(f"iscsi: this home exported by {told}, and that cannot be ended: {trouble}")
+    scratch = note.with_suffix(".new")
+    scratch.write_text(json.dumps(chosen))
+    durable_rename(scratch, note)
 
 
 def end_target(settings: Settings) -> str | None:

@@ -19,7 +19,6 @@ from uuid import UUID
 
 from sqlalchemy import select
 
-from app.config import load
 from app.db import Database
 from app.models import Operation
 from bench import cpu
@@ -62,7 +61,7 @@ def _cycle(api: Api, size: int) -> list[Request]:
 
 def _phases(service: Service, requests: list[Request]) -> Trace:
     """Milliseconds of each phase, by kind of operation."""
-    database = Database(load(service.home).database_url)
+    database = Database(service.settings.database_url)
     found: Trace = defaultdict(list)
     with database.read() as session:
         rows = {(row.kind, row.resource_id): row for row in session.scalars(select(Operation))}
@@ -100,6 +99,6 @@ def _beside(request: float, fsync: float, spent: dict[str, float], cycles: int) 
     table = Table("Beside it", ("one client", "ms"))
     table.add("a request that only reads, median", request)
     table.add("4 KiB appended and synced, median", fsync)
-    for part in cpu.PARTS:
-        table.add(f"CPU of the {part}, per cycle", spent[part] / cycles)
+    for part, milliseconds_spent in spent.items():
+        table.add(f"CPU of the {part}, per cycle", milliseconds_spent / cycles)
     return table

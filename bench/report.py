@@ -53,6 +53,20 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
 
+def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Where the median lies with at least that confidence, whatever the distribution: two of the values themselves.
+
+    Of n values k lie below the median with the probability of k heads in n tosses. With fewer than six values it is the
+    lowest and the highest, and less sure.
+    """
+    ordered, count = sorted(values), len(values)
+    outside, cut = 2 / 2**count, 0
+    while cut + 1 < count / 2 and outside + 2 * math.comb(count, cut + 1) / 2**count <= 1 - confidence:
+        cut += 1
+        outside += 2 * math.comb(count, cut) / 2**count
+    return ordered[cut], ordered[-1 - cut]
+
+
 def milliseconds(act: Callable[[], object]) -> float:
     """How long one call takes."""
     began = time.perf_counter()

@@ -23,18 +23,20 @@ _PAUSE = 0.05
 class LioHost:
     """`iscsi.target.TargetHost` by LIO. `portals` are "HOST:PORT", IPv6 hosts in brackets.
 
-    Two services on a host need different prefixes: each takes everything under its own for its own.
+    Two services on a host need different prefixes: each takes everything under its own for its own. `owner` names this
+    one for good. The lock of a prefix says whose it is, for as long as there are exports under it: also while its owner
+    is between two lives. A reboot clears both.
     """
 
-    def __init__(self, prefix: str, portals: Sequence[str], *, locks: Path = LOCKS) -> None:
+    def __init__(self, prefix: str, portals: Sequence[str], owner: str, *, locks: Path = LOCKS) -> None:
         self.target = LioTarget(prefix, [_split(portal) for portal in portals], locks / "stratus-lio.lock")
-        self._owner, self._prefix = FileLock(locks / f"stratus-lio.{prefix}.lock"), prefix
-        self._owned = False
+        self._lock, self._prefix = FileLock(locks / f"stratus-lio.{prefix}.lock"), prefix
+        self._owner, self._owned = owner, False
 
     def bring_up(self, rebuild: Callable[[], None]) -> str:
         if not self._own():
             raise TargetError(
-                f"another service on this host exports under {self._prefix}: give this one another prefix"
+                f"another service on this host exports under {self._prefix} ({self._named()}): set another iqn_prefix"
             )
         rebuild()
         self.target.open_portals()
@@ -47,8 +49,19 @@ class LioHost:
 
     def _own(self) -> bool:
         """Whether the prefix is ours, from the first time on and for as long as this process lives."""
-        self._owned = self._owned or self._owner.try_lock()
-        return self._owned
+        if self._owned:
+            return True
+        if not self._lock.try_lock():
+            return False
+        if self._named() != self._owner and self.target.inventory():
+            self._lock.release()
+            return False
+        self._lock.path.write_text(self._owner)
+        self._owned = True
+        return True
+
+    def _named(self) -> str:
+        return self._lock.path.read_text()
 
     def stop(self, timeout: float = 10.0) -> None:
         """Raises TargetBusy for a session whose write in flight takes longer than `timeout` seconds; the rest is ended.

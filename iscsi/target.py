@@ -116,13 +116,14 @@ class Capabilities:
 
     `online_grow`: a volume grows while attached. `ro_per_initiator`: one volume, some initiators read-only, others not.
     `mutual_chap_many`: a different mutual secret for each connection of a volume. `networks`: a connection can be bound
-    to networks.
+    to networks. `hides_sessions`: a session without an initiator's name is one that is logged in and only counted.
     """
 
     online_grow: bool
     ro_per_initiator: bool
     mutual_chap_many: bool
     networks: bool
+    hides_sessions: bool = False
 
 
 class TargetError(Exception):

@@ -72,6 +72,7 @@ def upgrade() -> None:
         sa.Column("state", sa.Enum("active", "unusable", native_enum=False, length=32), nullable=False),
         sa.Column("reason", sa.Text(), nullable=True),
         sa.Column("live_clone", sa.Boolean(), nullable=False),
+        sa.Column("granularity", sa.BigInteger(), nullable=False),
         sa.Column("size", sa.BigInteger(), nullable=False),
         sa.Column("free", sa.BigInteger(), nullable=False),
         sa.Column("allocated", sa.BigInteger(), nullable=False),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.end_to_end.conftest import Serve
-from tests.support.initiator import Writer, lost
+from tests.support.initiator import InitiatorError, Writer, lost
 from tests.support.service import RunningService, initiator_of
 
 ONE, TWO = "iqn.2026-11.org.example:one", "iqn.2026-11.org.example:two"
@@ -120,3 +120,24 @@ def test_keep_target_restarts_the_service_without_an_outage(serve: Serve) -> Non
     assert lost(service.backing(attachment["volume_id"]), writer.expected) == []
     service.admin.detach(attachment["id"])
     assert one.login_error() is not None
+
+
+def test_who_was_served_under_an_earlier_prefix_is_served_no_more(serve: Serve) -> None:
+    """A target that was kept, and is then nobody's: no fence would reach the sessions it has."""
+    service = serve(arguments=("--keep-target",))
+    attachment, one = service.attached(ONE)
+    tgtd = service.tgtd_pid()
+    with one.bare() as session:
+        assert service.stop() == 0
+        service.environment["STRATUS_ISCSI__IQN_PREFIX"] = "iqn.2026-11.org.example.renamed"
+        service.start()
+        assert service.tgtd_pid() != tgtd
+        with pytest.raises((OSError, InitiatorError)):
+            session.command(b"\x00", 0)
+    renamed = initiator_of(
+        service.admin.show(f"/v1/attachments/{attachment['id']}")
+        | {"connection": service.admin.show(f"/v1/attachments/{attachment['id']}/connection")}
+    )
+    assert renamed.iqn.startswith("iqn.2026-11.org.example.renamed:")
+    assert (one.login_error() is None, renamed.login_error() is None) == (False, True)
+    service.admin.detach(attachment["id"])

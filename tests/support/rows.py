@@ -37,6 +37,7 @@ def user(name: str = "alice", role: str = "user", **values: Any) -> User:
 
 def pool(name: str = "default", **values: Any) -> Pool:
     defaults = {"driver": "directory", "state": "active", "live_clone": False, "size": 1 << 40, "free": 1 << 40}
+    defaults["granularity"] = 1
     counted = {"allocated": 0, "promised": 0, "overcommit_ratio": 4.0, "low_space": 0}
     return Pool(**{"name": name, **defaults, **counted, **values})
 

@@ -19,7 +19,7 @@ WHERE = f"{PORTAL[0]}:{PORTAL[1]}"
 
 @pytest.fixture
 def host(tmp_path: Path) -> LioHost:
-    return LioHost(PREFIX, [WHERE], locks=tmp_path)
+    return LioHost(PREFIX, [WHERE], "one", locks=tmp_path)
 
 
 def test_the_portals_open_when_everything_is_there(house: House, host: LioHost) -> None:
@@ -36,7 +36,7 @@ def test_the_portals_open_when_everything_is_there(house: House, host: LioHost) 
 
 
 def test_a_prefix_has_one_owner(house: House, host: LioHost, tmp_path: Path) -> None:
-    export, other = house.export(), LioHost(PREFIX, [WHERE], locks=tmp_path)
+    export, other = house.export(), LioHost(PREFIX, [WHERE], "two", locks=tmp_path)
     host.bring_up(lambda: host.target.ensure_export(export))
     with pytest.raises(TargetError, match="another service"):
         other.bring_up(lambda: pytest.fail("it rebuilds what is another's"))
@@ -44,6 +44,23 @@ def test_a_prefix_has_one_owner(house: House, host: LioHost, tmp_path: Path) -> 
     assert house.initiator(export).login_error() is None
     host.stop()
     assert host.target.inventory() == []
+
+
+def test_a_prefix_stays_its_owners_while_there_are_exports(house: House, host: LioHost, tmp_path: Path) -> None:
+    export = house.export()
+    host.bring_up(lambda: host.target.ensure_export(export))
+    host._lock.release()  # it died, or was told to keep its target
+    other = LioHost(PREFIX, [WHERE], "two", locks=tmp_path)
+    with pytest.raises(TargetError, match=r"\(one\)"):
+        other.bring_up(lambda: pytest.fail("it rebuilds what is another's"))
+    other.stop()
+    assert house.initiator(export).login_error() is None
+    again = LioHost(PREFIX, [WHERE], "one", locks=tmp_path)
+    again.bring_up(lambda: None)
+    again.stop()
+    assert house.target.inventory() == []
+    again._lock.release()
+    other.bring_up(lambda: None)
 
 
 def test_an_end_says_what_it_waits_for_and_ends_the_rest(house: House, host: LioHost, suspendable: Suspendable) -> None:
