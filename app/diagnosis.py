@@ -28,6 +28,7 @@ from iscsi.limits import THREADS_PER_LUN, free_threads
 from iscsi.target import TargetError
 from iscsi.tgt_daemon import TgtDaemon
 from pools import PoolUnusable, open_pool
+from pools.lvm_filter import ADVICE, site_looks_into_loops
 
 Verdict = Literal["ok", "limited", "missing"]
 
@@ -53,7 +54,7 @@ def examine(settings: Settings) -> list[Check]:
     database, known = _database(settings)
     pools = (_pool(settings.home, name, pool, known) for name, pool in settings.pools.items())
     target = _lio() if settings.iscsi.target == "lio" else _tgt()
-    return [*_tools(settings), target, *pools, _sandbox(), _sqlite(), database]
+    return [*_tools(settings), target, *pools, *_lvm(settings), _sandbox(), _sqlite(), database]
 
 
 def _tools(settings: Settings) -> Iterator[Check]:
@@ -75,7 +76,7 @@ def _lio() -> Check:
 
         return Check("ok", "target", examine_lio())
     except ImportError as error:
-        return Check("missing", "target", f"LIO needs rtslib-fb: pip install 'stratus-storage[lio]' ({error})")
+        return Check("missing", "target", f"LIO needs rtslib-fb, of the extra lio: pip install '.[service,lio]' ({error})")
     except (TargetError, OSError) as error:
         return Check("missing", "target", str(error))
 
@@ -110,6 +111,28 @@ def _pool(home: Path, name: str, configured: PoolSettings, known: Mapping[str, U
         return Check("missing", label, error.reason)
     except OSError as error:
         return Check("missing", label, f"{path}: {error.strerror}")
+
+
+def _lvm(settings: Settings) -> Iterator[Check]:
+    """What guests can do to LVM: LIO exports a file volume as a loop device, which LVM would look into.
+
+    Our own commands never do; an admin's, and a boot's, do what lvm.conf says.
+    """
+    drivers = {pool.driver for pool in settings.pools.values()}
+    if settings.iscsi.target != "lio" or "directory" not in drivers or shutil.which("lvm") is None:
+        return
+    try:
+        looks = site_looks_into_loops()
+    except (CommandError, OSError) as error:
+        yield Check("limited", "lvm.conf", f"whether LVM looks into guests' disks is not known: {error}")
+        return
+    if looks:
+        detail = (
+            "LVM looks into loop devices, so guests can bring volume groups of any name; /etc/lvm/lvm.conf needs"
+        )
+        yield Check("limited", "lvm.conf", f"{detail}: {ADVICE}")
+    else:
+        yield Check("ok", "lvm.conf", "LVM leaves loop devices alone, which are guests' disks")
 
 
 def _future(path: Path) -> tuple[Path, bool]:

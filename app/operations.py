@@ -63,7 +63,7 @@ KINDS = {
         Kind(
             "snapshot.delete", "data", ("remove the backing", "delete the record and give the quota back"), ends_it=True
         ),
-        Kind("site.reconcile", "export", ("compare every layer with the database", "converge each volume")),
+        Kind("site.reconcile", "data", ("compare every layer with the database", "converge each volume")),
         Kind("attachment.attach", "export", ("make target and LUN", "bind the account", "admit the initiator")),
         Kind(
             "attachment.detach",

@@ -7,7 +7,7 @@ alone; bytes are never removed here.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from uuid import UUID
 
 import structlog
@@ -27,17 +27,24 @@ from pools import BackingMissing
 log = structlog.get_logger()
 
 
+FOREIGN = "foreign"
+
+
 @dataclass(frozen=True)
 class Drift:
-    """One difference: what was found in which layer, and what will be (or was) done about it."""
+    """One difference: what was found in which layer, and what will be (or was) done about it, or why it was not.
+
+    What is FOREIGN is no difference: it is told, and left alone.
+    """
 
     layer: str
     volume_id: UUID | None
     found: str
     plan: str
+    trouble: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.layer}: {self.volume_id or '-'}: {self.found} → {self.plan}"
+        return f"{self.layer}: {self.volume_id or '-'}: {self.found} → {self.trouble or self.plan}"
 
     def document(self) -> dict[str, str | None]:
         return {k: str(v) if v is not None else None for k, v in asdict(self).items()}
@@ -50,15 +57,19 @@ def look(outside: Outside) -> list[Drift]:
 
 def converge(outside: Outside) -> list[Drift]:
     """Bring every export to what the database wants; what could not be done is in the returned plans' place."""
-    drifts = look(outside)
-    for volume_id in dict.fromkeys(d.volume_id for d in drifts if d.layer == "export" and d.volume_id):
-        converge_export(outside, volume_id)
-    for drift in drifts:
-        if drift.layer == "backing" and drift.volume_id:
-            _mark_missing(outside, drift)
-    if drifts:
-        log.info("reconciled", drifts=[str(drift) for drift in drifts])
+    drifts = [_converged(outside, drift) for drift in look(outside)]
+    ours = [str(drift) for drift in drifts if drift.layer != FOREIGN]
+    if ours:
+        log.info("reconciled", drifts=ours)
     return drifts
+
+
+def _converged(outside: Outside, drift: Drift) -> Drift:
+    if drift.layer == "export" and drift.volume_id:
+        return replace(drift, trouble=converge_export(outside, drift.volume_id))
+    if drift.layer == "backing" and drift.volume_id:
+        _mark_missing(outside, drift)
+    return drift
 
 
 def rebuild(outside: Outside) -> None:
@@ -71,21 +82,23 @@ def rebuild(outside: Outside) -> None:
     outside.target.inventory()  # a target that stopped answering meanwhile was not rebuilt: TargetUnavailable
 
 
-def converge_export(outside: Outside, volume_id: UUID, patience: float = 0) -> None:
+def converge_export(outside: Outside, volume_id: UUID, patience: float = 0) -> str | None:
     """Make or complete one export, or fence one that should not be; skipped while an operation is at it.
 
     `patience`: seconds to wait for that operation instead. Raises TargetUnavailable; any other trouble is the volume's
-    own, and told in its record.
+    own, told in its record, and returned.
     """
     try:
         with outside.lock(volume_id, "export", timeout=patience):
             export = export_of(outside, volume_id)
             if export is not None:
                 outside.target.ensure_export(export)
-            elif not outside.target.drain(volume_id):
+            elif left := outside.target.drain(volume_id):
+                return f"{len(left)} sessions have a write in flight: they are ended, and looked at again"
+            else:
                 outside.target.remove(volume_id)
     except LockTimeout:
-        return
+        return "an operation is at work on it"
     except TargetUnavailable:
         raise
     except TROUBLE as error:
@@ -94,8 +107,9 @@ def converge_export(outside: Outside, volume_id: UUID, patience: float = 0) -> N
             changed = update(Volume).where(Volume.id == volume_id, Volume.error.is_distinct_from(str(error)))
             if change(session, changed.values(error=str(error))):
                 record(session, SYSTEM, "volume.export-failed", ("volume", volume_id), cause=str(error))
-    else:
-        _forget_trouble(outside, volume_id)
+        return str(error)
+    _forget_trouble(outside, volume_id)
+    return None
 
 
 def _forget_trouble(outside: Outside, volume_id: UUID) -> None:
@@ -128,30 +142,35 @@ def _exports(outside: Outside) -> Iterator[Drift]:
 def _differences(outside: Outside, volume_id: UUID, state: ExportState) -> Iterator[Drift]:
     try:
         export = export_of(outside, volume_id)
+        layers = [] if export is None else [*_unequal(export, state), *outside.target.altered(export)]
+    except TargetUnavailable:
+        raise
     except TROUBLE as error:
         yield Drift("export", volume_id, str(error), "report it; the volume cannot be exported")
         return
-    if export is not None and not _equal(export, state):
-        yield Drift("export", volume_id, "the target differs from the database", "converge LUN, accounts and ACLs")
+    if layers:
+        yield Drift("export", volume_id, f"differs from the database in: {', '.join(layers)}", "converge these layers")
 
 
-def _equal(export: Export, state: ExportState) -> bool:
+def _unequal(export: Export, state: ExportState) -> list[str]:
+    """The layers in which they differ."""
     initiators = {connection.initiator for connection in export.connections}
     usernames = {connection.credentials.username for connection in export.connections}
     mutuals = {connection.mutual.username for connection in export.connections if connection.mutual}
-    return (
-        state.complete
-        and set(state.initiators) == initiators
-        and set(state.usernames) == usernames
-        and set(state.mutuals) == mutuals
-        and state.path == export.path
-        and state.read_only == export.read_only
-    )
+    layers = {
+        "initiators": state.initiators == initiators,
+        "CHAP names": state.usernames == usernames,
+        "mutual CHAP names": state.mutuals == mutuals,
+        "backing": state.path == export.path,
+        "write protection": state.read_only == export.read_only,
+    }
+    unequal = [layer for layer, equal in layers.items() if not equal]
+    return unequal if unequal or state.complete else ["a layer that is not whole"]
 
 
 def _foreign(outside: Outside) -> Iterator[Drift]:
     for iqn in outside.target.foreign():
-        yield Drift("target", None, f"{iqn} is not ours", "leave it alone")
+        yield Drift(FOREIGN, None, f"{iqn} is not ours", "leave it alone")
 
 
 def _backings(outside: Outside) -> Iterator[Drift]:
@@ -164,7 +183,7 @@ def _backings(outside: Outside) -> Iterator[Drift]:
             yield Drift("pool", None, f"{name}: {error}", "report it")
             continue
         for other in foreign:
-            yield Drift("pool", None, f"{name}: {other} is not ours", "leave it alone")
+            yield Drift(FOREIGN, None, f"{other} in pool {name} is not ours", "leave it alone")
         with outside.database.read() as session:
             stable, known = _records(session, name)
         for kind, identifier in sorted(stable - items, key=str):
@@ -175,7 +194,7 @@ def _backings(outside: Outside) -> Iterator[Drift]:
                 "mark it as in error",
             )
         for kind, identifier in sorted(items - known, key=str):
-            yield Drift("pool", None, f"{name} holds {kind} {identifier}, which has no record", "leave it alone")
+            yield Drift(FOREIGN, None, f"{name} holds {kind} {identifier}, which has no record", "leave it alone")
 
 
 def _records(session: Session, pool: str) -> tuple[set[tuple[str, UUID]], set[tuple[str, UUID]]]:

@@ -136,7 +136,7 @@ class Worker:
                 pool.submit(self._run, operation).add_done_callback(lambda _: free.release())
 
     def _claim(self, lane: str) -> Operation | None:
-        if not self.ready.wait(POLL):
+        if lane == "export" and not self.ready.wait(POLL):  # without its target a volume can still be made and copied
             self._wake[lane].set()
             return None
         database, lease = self.outside.database, self.outside.settings.worker.lease

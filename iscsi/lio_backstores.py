@@ -69,7 +69,7 @@ class BackstoreLayer:
     def ensure(self, export: Export) -> Backstore:
         """The backstore there is must be right; see `is_right`."""
         found = self._volume.backstore() or self._create(export)
-        put(f"{found.path}/attrib", _attributes(found))
+        put(f"{found.path}/attrib", attributes(found))
         if found.claim != str(export.path):
             write(f"{found.path}/udev_path", str(export.path))
         return found
@@ -136,7 +136,7 @@ def _device(export: Export) -> Iterator[Path]:
             yield device
 
 
-def _attributes(backstore: Backstore) -> dict[str, str]:
+def attributes(backstore: Backstore) -> dict[str, str]:
     discards = str(int(backstore.discards))
     return {
         "emulate_tpu": discards,

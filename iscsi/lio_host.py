@@ -16,7 +16,8 @@ from iscsi.lio_layers import load
 from iscsi.target import TargetBusy, TargetError, TargetUnavailable
 
 #: One kernel has one LIO: whoever writes to it, of whatever service, does so under locks of the host.
-LOCKS = Path("/run/lock")
+#: Not in /run/lock, where everybody may write.
+LOCKS = Path("/run/stratus")
 _PAUSE = 0.05
 
 
@@ -30,6 +31,7 @@ class LioHost:
 
     def __init__(self, prefix: str, portals: Sequence[str], owner: str, *, locks: Path = LOCKS) -> None:
         self.target = LioTarget(prefix, [_split(portal) for portal in portals], locks / "stratus-lio.lock")
+        locks.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock, self._prefix = FileLock(locks / f"stratus-lio.{prefix}.lock"), prefix
         self._owner, self._owned = owner, False
 

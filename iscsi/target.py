@@ -195,6 +195,11 @@ class Target(Protocol):
     def inventory(self) -> list[ExportState]:
         """What is there, for all targets under our prefix."""
 
+    def altered(self, export: Export) -> list[str]:
+        """The layers that differ from `export` in what `inventory` does not tell (secrets, say), as far as they can be
+        asked. `ensure_export` puts them right.
+        """
+
     def foreign(self) -> list[str]:
         """The names of targets that are not ours. They are never touched."""
 

@@ -102,6 +102,10 @@ class TgtTarget:
         there = ((volume_id, tid, iqn) for volume_id, tid, iqn in ours if tid in sections)
         return [_state(volume_id, tid, iqn, tgt_show.block(sections[tid])) for volume_id, tid, iqn in there]
 
+    def altered(self, export: Export) -> list[str]:
+        """tgtd tells nothing more: a secret, for one, it never tells."""
+        return []
+
     def foreign(self) -> list[str]:
         return [iqn for _, iqn in self._names() if names.volume_of(self._prefix, iqn) is None]
 

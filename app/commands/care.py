@@ -55,9 +55,16 @@ def reconcile(settings: Settings, dry_run: bool, timeout: float, style: str) -> 
         click.echo(json.dumps(drifts, indent=2))
     else:
         for drift in drifts:
-            line = f"{drift['layer']:8} {drift['volume_id'] or '-':36} {drift['found']} -> {drift['plan']}"
-            click.echo(printable(line))
-    click.echo(f"{len(drifts)} differences{' (nothing was changed)' if dry_run else ''}", err=True)
+            outcome = f"could not be done: {drift['trouble']}" if drift["trouble"] else drift["plan"]
+            click.echo(printable(f"{drift['layer']:8} {drift['volume_id'] or '-':36} {drift['found']} -> {outcome}"))
+    foreign = sum(drift["layer"] == "foreign" for drift in drifts)
+    told = f"{len(drifts) - foreign} differences" + (f", {foreign} things that are not ours" if foreign else "")
+    click.echo(told + (" (nothing was changed)" if dry_run else ""), err=True)
+    failed = sum(bool(drift["trouble"]) for drift in drifts)
+    if failed:
+        raise Failure(
+            f"{failed} could not be done; they are tried again every {settings.worker.reconcile_interval:.0f} s"
+        )
 
 
 @click.command("reset-state")

@@ -222,5 +222,6 @@ def finish(found: Service, identifier: UUID, timeout: float) -> Operation:
         if operation.state in FINAL:
             raise problem_of(operation)
         if time.monotonic() > deadline:
-            raise Failure(f"the worker has not done it within {timeout:g} s: is it running?", Exit.TIMEOUT)
+            why = operation.message or "is it running?"
+            raise Failure(f"the worker has not done it within {timeout:g} s: {why}", Exit.TIMEOUT)
         time.sleep(0.05)

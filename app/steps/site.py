@@ -25,7 +25,7 @@ def reconcile(job: Job) -> Settle:
     try:
         drifts = reconciling.look(job.outside) if dry_run else reconciling.converge(job.outside)
     except TargetUnavailable as error:
-        raise Again(0.5, "waiting for the target") from error
+        raise Again(0.5, f"waiting for the target: {error}") from error
     report = json.dumps([drift.document() for drift in drifts])
 
     def settle(session: Session) -> None:

@@ -17,6 +17,7 @@ from app.outside import TROUBLE
 from app.states import now, transition
 from app.steps.exports import export_of
 from app.steps.job import Again, CloneNeedsDetach, Job, Settle
+from iscsi.target import TargetBusy, TargetUnavailable
 from pools import BackingMissing, PoolFull
 
 
@@ -177,10 +178,18 @@ def delete(job: Job) -> Settle:
     volume = job.load(Volume, state="deleting")
     with job.lock():
         with job.lock(lane="export"):
-            job.outside.target.remove(volume.id)
+            _remove_export(job, volume.id)
         job.pool(volume.pool).delete_volume(volume.id)
     job.outside.forget_locks(volume.id)
     return lambda session: forget(session, job.operation, session.get_one(Volume, volume.id))
+
+
+def _remove_export(job: Job, volume_id: UUID) -> None:
+    """Nobody is attached, so there should be none; but its bytes go only when the target has said so."""
+    try:
+        job.outside.target.remove(volume_id)
+    except (TargetUnavailable, TargetBusy) as error:
+        raise Again(0.5, f"waiting for the target: {error}") from error
 
 
 delete_failed = _broken

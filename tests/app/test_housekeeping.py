@@ -263,7 +263,7 @@ def test_an_export_that_lost_its_acl_is_completed(house: House, alice: Caller) -
     volume = made(house, alice)
     attached(house, alice, volume)
     house.target.drain(volume)
-    assert found(house) == [("export", "the target differs from the database")]
+    assert found(house) == [("export", "differs from the database in: initiators, CHAP names")]
     converge(house.outside)
     assert found(house) == []
 
@@ -282,7 +282,7 @@ def test_a_volume_without_bytes_is_in_error_and_said_so_once(house: House, alice
 def test_bytes_without_a_record_are_told_and_left_alone(house: House) -> None:
     stranger = new_id()
     house.outside.pools["default"].create(stranger, MIB)
-    assert found(house) == [("pool", f"default holds volume {stranger}, which has no record")]
+    assert found(house) == [("foreign", f"default holds volume {stranger}, which has no record")]
     converge(house.outside)
     assert [item.id for item in house.outside.pools["default"].inventory()] == [stranger]
 

@@ -26,7 +26,6 @@ from pools import BackingMissing, PoolError, PoolFull, PoolUnusable
 from tests.support import invariants
 from tests.support.house import House, open_house
 from tests.support.rows import MIB
-from tests.support.service import wait_until
 
 BODY = AttachmentCreate(instance_id="i", node="n", initiator="iqn.2026-11.org.example:one")
 
@@ -524,11 +523,12 @@ def test_a_running_worker_takes_over_what_a_dead_one_left(house: House, alice: C
     assert row(house, asked.id).fence == 2
 
 
-def test_nothing_is_claimed_before_the_target_is_up(house: House, alice: Caller) -> None:
+def test_without_its_target_volumes_are_made_and_copied_but_not_attached(house: House, alice: Caller) -> None:
     house.worker.ready.clear()
-    asked = create(house, alice)
+    volume = made(house, alice)
+    asked = house.do(attachments.attach, house.settings, house.keys, alice, volume, BODY)
     threads = house.worker.start()
-    wait_until(lambda: (house.settings.run_dir / "worker.beat").exists())
+    assert house.ended(create(house, alice)).state == "succeeded"
     assert row(house, asked.id).state == "queued"
     house.worker.ready.set()
     assert house.ended(asked).state == "succeeded"

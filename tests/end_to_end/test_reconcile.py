@@ -91,9 +91,9 @@ def live(api: Api, volume: str) -> list[str]:
     return [each["id"] for each in api.show(f"/v1/volumes/{volume}")["attachments"] if each["state"] != "detached"]
 
 
-def reconcile(service: RunningService, *options: str) -> str:
-    """What it prints: a line for each difference."""
-    return service.storage("reconcile", *options).stdout
+def reconcile(service: RunningService, *options: str, code: int = 0) -> str:
+    """What it prints: a line for each difference; `code` is 1 when one of them could not be mended."""
+    return service.storage("reconcile", *options, code=code).stdout
 
 
 def test_nothing_is_said_when_nothing_differs(service: RunningService, volume: str) -> None:
@@ -140,7 +140,7 @@ def test_a_foreign_target_is_told_and_left_alone(
 ) -> None:
     theirs = behind.make(tmp_path / "foreign.raw", 902, FOREIGN)
     try:
-        line = f"target   {'-':36} {FOREIGN}:{theirs} is not ours -> leave it alone\n"
+        line = f"foreign  {'-':36} {FOREIGN}:{theirs} is not ours -> leave it alone\n"
         assert reconcile(service, "--dry-run") == line
         assert reconcile(service) == line
         assert behind.target().foreign() == [f"{FOREIGN}:{theirs}"]
@@ -165,7 +165,8 @@ def test_rights_that_were_changed_are_put_right(
         behind.ipc.create_account("intruder", "a-secret-of-theirs")
         behind.ipc.bind_account(before.tid, "intruder")
     assert behind.state(volume) != before
-    line = f"export   {volume} the target differs from the database -> converge LUN, accounts and ACLs\n"
+    layers = "initiators" if what == "initiator" else "CHAP names"
+    line = f"export   {volume} differs from the database in: {layers} -> converge these layers\n"
     assert reconcile(service, "--dry-run") == line
     assert behind.state(volume) != before
     assert reconcile(service) == line
@@ -177,7 +178,7 @@ def test_rights_that_were_changed_are_put_right(
 def test_bytes_without_a_record_are_told_and_kept(service: RunningService) -> None:
     stray = service.backing(str(uuid4()))
     stray.write_bytes(b"somebody's")
-    line = f"pool     {'-':36} default holds volume {stray.stem}, which has no record -> leave it alone\n"
+    line = f"foreign  {'-':36} default holds volume {stray.stem}, which has no record -> leave it alone\n"
     try:
         assert reconcile(service) == line
         assert stray.read_bytes() == b"somebody's"
@@ -229,7 +230,7 @@ def test_an_attached_volume_that_lost_its_bytes_and_target_is_whole_again_once_t
     path, aside = service.backing(volume), service.home / "aside.raw"
     behind.remove(volume)
     path.rename(aside)
-    reconcile(service)
+    assert "could not be done: pool default: no volume" in reconcile(service, code=1)
     assert api.show(f"/v1/volumes/{volume}")["state"] == "error"
     assert initiator.login_error() is not None
     aside.rename(path)
@@ -260,8 +261,8 @@ def test_an_export_that_cannot_be_made_is_told_as_long_as_that_lasts(
     service: RunningService, volume: str, squatted: tuple[Initiator, str, Callable[[], None]]
 ) -> None:
     api, (initiator, trouble, end) = service.admin, squatted
-    reconcile(service)
-    reconcile(service)
+    assert f"could not be done: {trouble}" in reconcile(service, code=1)
+    assert f"could not be done: {trouble}" in reconcile(service, code=1)
     record = api.show(f"/v1/volumes/{volume}")
     assert (record["state"], record["error"]) == ("in-use", trouble)
     assert len(api.events("volume.export-failed", volume)) == 1
@@ -275,7 +276,7 @@ def test_an_export_that_cannot_be_made_is_told_as_long_as_that_lasts(
 def test_an_export_that_cannot_be_made_is_forgotten_with_its_attachment(
     service: RunningService, volume: str, squatted: tuple[Initiator, str, Callable[[], None]]
 ) -> None:
-    reconcile(service)
+    reconcile(service, code=1)
     service.admin.detach(live(service.admin, volume)[0])
     record = service.admin.show(f"/v1/volumes/{volume}")
     assert (record["state"], record["error"]) == ("available", None)
