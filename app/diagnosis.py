@@ -76,7 +76,7 @@ def _lio() -> Check:
 
         return Check("ok", "target", examine_lio())
     except ImportError as error:
-        return Check("missing", "target", f"LIO needs rtslib-fb, of the extra lio: pip install '.[service,lio]' ({error})")
+        return Check("missing", "target", f"LIO needs rtslib-fb: pip install '.[service,lio]' ({error})")
     except (TargetError, OSError) as error:
         return Check("missing", "target", str(error))
 
