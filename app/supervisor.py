@@ -194,10 +194,8 @@ class Supervisor:
         """On the monotonic clock, of this worker or an earlier one; 0 when there was none."""
         try:
             return float((self._settings.run_dir / "worker.beat").read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
             return 0.0
-        except ValueError:  # just being written
-            return time.monotonic()
 
     def _end(self) -> int:
         """API first, so that nothing new comes; then the worker; then the target, unless it is kept."""

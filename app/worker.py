@@ -104,12 +104,14 @@ class Worker:
     def _beat(self) -> None:
         """Lease and liveness, also as a file whose age the supervisor watches."""
         settings = self.outside.settings
-        beat_file = settings.run_dir / "worker.beat"
+        beat_file, fresh = settings.run_dir / "worker.beat", settings.run_dir / "worker.beat.new"
         pause = 0.0  # the first one at once: one that hangs after it is missed as soon as any other
         while not self.stopping.wait(pause):
             pause = min(1.0, settings.worker.lease / 5)
-            # Monotonic time, which all processes of a host share and no clock adjustment moves.
-            beat_file.write_text(str(time.monotonic()))
+            # Monotonic time, which all processes of a host share and no clock adjustment moves. Renamed into its place:
+            # who is stopped in the middle of writing leaves no empty file, which would tell nothing for ever.
+            fresh.write_text(str(time.monotonic()))
+            fresh.rename(beat_file)
             try:
                 self.beat()
             except SQLAlchemyError as error:
