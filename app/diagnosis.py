@@ -127,9 +127,7 @@ def _lvm(settings: Settings) -> Iterator[Check]:
         yield Check("limited", "lvm.conf", f"whether LVM looks into guests' disks is not known: {error}")
         return
     if looks:
-        detail = (
-            "LVM looks into loop devices, so guests can bring volume groups of any name; /etc/lvm/lvm.conf needs"
-        )
+        detail = "LVM looks into loop devices, so guests can bring volume groups of any name; /etc/lvm/lvm.conf needs"
         yield Check("limited", "lvm.conf", f"{detail}: {ADVICE}")
     else:
         yield Check("ok", "lvm.conf", "LVM leaves loop devices alone, which are guests' disks")

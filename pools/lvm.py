@@ -54,7 +54,19 @@ from pools.interface import (
 from pools.lvm_commands import DEADLINE, LogicalVolume, Lvm
 from pools.lvm_delta import TIMEOUT, metadata_snapshot, release, thin_delta
 from pools.lvm_devices import Device, ThinPoolStatus, find_device, node
-from pools.lvm_volumes import LETTERS, POOL_TAG, REPLACEMENT, Found, Volumes, is_heir, is_leftover, name_of, parsed
+from pools.lvm_volumes import (
+    LETTERS,
+    POOL_TAG,
+    REPLACEMENT,
+    STAGED,
+    Found,
+    Volumes,
+    is_heir,
+    is_leftover,
+    is_unsettled,
+    name_of,
+    parsed,
+)
 
 METADATA_LIMIT = 80.0
 """Per cent. A thin pool whose metadata is full stops for good until it is repaired by hand: stay well below."""
@@ -117,6 +129,7 @@ class LvmPool:
         Can be called again at any time. Raises PoolUnusable.
         """
         with self._unusable():
+            self._lvm = self._lvm.beside_the_site()
             with self._locked("pool") as fds:
                 lvm = replace(self._lvm, fds=fds)
                 found = activation.examined(lvm, self.name, self._thin_pool)
@@ -132,17 +145,18 @@ class LvmPool:
     def examine(self) -> None:
         """As activate, but a thin pool without a tag stays without, and one that is not active stays so."""
         with self._unusable():
+            self._lvm = self._lvm.beside_the_site()
             found = activation.examined(self._lvm, self.name, self._thin_pool)
             activation.identity(self._lvm, self.name, found, self.pool_id)
             self.granularity = found.extent_size
             self._uuid = f"{found.uuid}-tpool"
-            if found.active:
+            if found.active and not found.suspended:
                 self._status()
 
     def _start_volumes(self) -> None:
         """Activate what the boot has not, in one command: `backing` would do it one by one."""
         found = self._ours.all()
-        for id in [parsed(name)[1] for name in found if is_heir(name, found)]:
+        for id in {parsed(name)[1] for name in found if found[name].suspended or is_heir(name, found)}:
             self._swept(id)
         volumes = [each for name, each in found.items() if parsed(name)[0] == "v"]
         self._known.update(each.uuid for each in volumes)
@@ -172,6 +186,7 @@ class LvmPool:
             except (PoolFull, CommandFailed):
                 if not self._exists(ours.look(volume_id), volume_id, size):
                     raise
+                self._deliver()
 
     def clone_volume(self, source: UUID, volume_id: UUID, size: int, progress: Progress = no_progress) -> None:
         self._clone("volume", source, volume_id, size)
@@ -184,6 +199,7 @@ class LvmPool:
         with self._act(source, volume_id, size=size) as ours:
             found = ours.settled(source, volume_id)
             if self._exists(found, volume_id, size):
+                self._deliver()
                 return
             origin = self._one(found, kind, source)
             if size < origin.size:
@@ -196,6 +212,7 @@ class LvmPool:
         with self._act(volume_id, snapshot_id) as ours:
             found = ours.settled(volume_id, snapshot_id)
             if name_of("s", snapshot_id) in found:
+                self._deliver()
                 return
             volume = self._one(found, "volume", volume_id)
             self._check_room()
@@ -236,7 +253,7 @@ class LvmPool:
     def backing(self, volume_id: UUID, read_only: bool = False) -> Backing:
         """Runs no command where the device is there and known. A volume that is not active is activated."""
         device = find_device(self._node("v", volume_id))
-        if device is None or device.uuid not in self._known:
+        if device is None or device.suspended or device.uuid not in self._known:
             device = self._started(volume_id)
         return Backing(device.path, "block", device.size)
 
@@ -254,6 +271,8 @@ class LvmPool:
             device = find_device(self._node("v", volume_id))
             if device is None or device.uuid != volume.uuid:
                 raise PoolFailed(self.name, f"{volume.name} is active, but {self._node('v', volume_id)} is not it")
+            if device.suspended:
+                raise PoolFailed(self.name, f"{volume.name} is suspended, and was not resumed")
             self._known.add(device.uuid)
             return device
 
@@ -300,9 +319,10 @@ class LvmPool:
 
     def sweep(self) -> list[str]:
         with self._errors():
-            self._check_pool()
+            with suppress(CommandFailed):  # the next change will tell; what is there can be used until then
+                self._deliver()
             found = self._ours.all()
-            begun = {parsed(name)[1] for name in found if is_leftover(name, found) or is_heir(name, found)}
+            begun = {parsed(name)[1] for name in found if is_unsettled(name, found)}
             return sorted(name for id in begun for name in self._swept(id))
 
     def _swept(self, id: UUID) -> list[str]:
@@ -328,7 +348,10 @@ class LvmPool:
             self._check_pool()
             stripes = sorted({_stripe(id) for id in ids})  # all take them in this order, or two could wait in a circle
             fds = [fd for stripe in stripes for fd in stack.enter_context(self._locked(stripe))]
-            yield self._ours.holding(tuple(fds))
+            ours = self._ours.holding(tuple(fds))
+            if any(self._suspended(id) for id in ids):
+                ours.settled(*ids)
+            yield ours
 
     @contextmanager
     def _locked(self, what: str, timeout: float | None = None) -> Iterator[tuple[int, ...]]:
@@ -364,8 +387,26 @@ class LvmPool:
         for suffix in ("-tpool", ""):
             device = find_device(node(self._group, self._thin_pool, suffix))
             if device and device.uuid == self._uuid:
+                if device.suspended:
+                    self._resume(device)
                 return device.path
         raise PoolUnusable(self.name, f"{self.path} is not active, or not the thin pool it was")
+
+    def _resume(self, device: Device) -> None:
+        with self._locked("pool") as fds:
+            activation.resume(replace(self._lvm, fds=fds), self._thin_pool)
+        again = find_device(device.path)
+        if again is None or again.suspended:
+            raise PoolUnusable(self.name, f"{self.path} is suspended, and was not resumed")
+
+    def _deliver(self) -> None:
+        """See to it that what LVM has noted exists. If lvm(8) was killed in between, a snapshot that is listed would be
+        taken at the next change of anything, with all that is written until then."""
+        status = self._status()
+        noted = self._lvm.volumes(f'lv_name="{self._thin_pool}"')
+        if [each.transaction for each in noted] != [status.transaction]:
+            with self._locked("pool") as fds:
+                self._ours.holding(fds).deliver()
 
     def _check_room(self) -> None:
         """Raises PoolFull while there is still some: machines live on the reserve, and deleting needs metadata."""
@@ -384,6 +425,10 @@ class LvmPool:
 
     def _node(self, letter: str, id: UUID) -> Path:
         return node(self._group, name_of(letter, id))
+
+    def _suspended(self, id: UUID) -> bool:
+        devices = (find_device(self._node(letter, id)) for letter in ("v", STAGED, REPLACEMENT))
+        return any(device and device.suspended for device in devices)
 
     def _one(self, found: Found, kind: Kind, id: UUID) -> LogicalVolume:
         try:

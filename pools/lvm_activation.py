@@ -61,15 +61,24 @@ def initialise(lvm: Lvm, found: LogicalVolume) -> UUID:
 
 
 def start(lvm: Lvm, found: LogicalVolume) -> None:
-    """Activate the thin pool, and let writes to a full one fail: else they wait, and every machine hangs with them.
+    """Activate or resume the thin pool, and let writes to a full one fail: else they wait, and every machine hangs.
 
     Raises CommandError.
     """
     path = f"{lvm.group}/{found.name}"
+    if found.suspended:
+        resume(lvm, found.name)
     if not found.errors_when_full:
         lvm.change("lvchange", "--errorwhenfull", "y", path)
     if not found.active:
         lvm.change("lvchange", "--activate", "y", path)
+
+
+def resume(lvm: Lvm, thin_pool: str) -> None:
+    """Resume the thin pool, which a command of lvm(8) that was killed has left suspended. It waits for one that is at
+    work, as each command does. Raises CommandError.
+    """
+    lvm.change("lvchange", "--refresh", f"{lvm.group}/{thin_pool}")
 
 
 def check_health(name: str, path: str, status: ThinPoolStatus) -> None:

@@ -6,11 +6,12 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from blockdev.command import Output, run
+from pools.lvm_filter import NO_UDEV_LIST, Filter
 
 TOOLS = ("lvm", "dmsetup", "thin_check", "thin_delta")
 DEADLINE = 120.0
@@ -18,12 +19,11 @@ DEADLINE = 120.0
 
 _ALWAYS = "global{wait_for_locks=1}"
 # lvm(8) waits for udev to make and to confirm each device, for ever when there is none. Then it makes them itself.
-_NO_UDEV = (
-    "activation{udev_sync=0 udev_rules=0 verify_udev_operations=0 monitoring=0} devices{obtain_device_list_from_udev=0}"
-)
+_NO_UDEV = f"activation{{udev_sync=0 udev_rules=0 verify_udev_operations=0 monitoring=0}} {NO_UDEV_LIST}"
 _FIELDS = (
-    "lv_name", "vg_uuid", "lv_uuid", "lv_size", "lv_tags", "lv_layout", "lv_active", "pool_lv", "thin_id",
-    "data_percent", "zero", "discards", "lv_when_full", "chunk_size", "vg_extent_size",
+    "lv_name", "vg_uuid", "lv_uuid", "lv_size", "lv_tags", "lv_layout", "lv_active", "lv_suspended", "pool_lv",
+    "thin_id", "data_percent", "zero", "discards", "lv_when_full", "chunk_size", "vg_extent_size",
+    "transaction_id",
 )  # fmt: skip
 
 
@@ -36,6 +36,7 @@ class LogicalVolume:
     size: int
     tags: frozenset[str]
     active: bool
+    suspended: bool
     pool: str
     thin_id: int
     data_percent: float | None
@@ -45,6 +46,7 @@ class LogicalVolume:
     errors_when_full: bool
     chunk_size: int
     extent_size: int
+    transaction: int
 
     @classmethod
     def parse(cls, row: dict[str, str]) -> LogicalVolume:
@@ -54,6 +56,7 @@ class LogicalVolume:
             size=int(row["lv_size"]),
             tags=frozenset(filter(None, row["lv_tags"].split(","))),
             active=row["lv_active"] == "active",
+            suspended=row["lv_suspended"] == "suspended",
             pool=row["pool_lv"].strip("[]"),
             thin_id=int(row["thin_id"] or 0),
             data_percent=float(row["data_percent"]) if row["data_percent"] else None,
@@ -63,6 +66,7 @@ class LogicalVolume:
             errors_when_full=row["lv_when_full"] == "error",
             chunk_size=int(row["chunk_size"]),
             extent_size=int(row["vg_extent_size"]),
+            transaction=int(row["transaction_id"] or 0),
         )
 
 
@@ -78,6 +82,11 @@ class Lvm:
     trace: Callable[[str], None]
     deadline: float = DEADLINE
     fds: tuple[int, ...] = ()
+    filter: Filter = field(default_factory=Filter)
+
+    def beside_the_site(self) -> Lvm:
+        """The same, but what the site has in lvm.conf(5) counts as well."""
+        return replace(self, filter=Filter.beside_the_site(self._run))
 
     def change(self, verb: str, *arguments: str) -> None:
         """Run lvcreate(8), lvremove(8), ... and nobody is asked anything."""
@@ -100,8 +109,8 @@ class Lvm:
         return self._run("dmsetup", "status", "--noflush", str(device)).stdout
 
     def _lvm(self, verb: str, *arguments: str) -> Output:
-        config = _ALWAYS if os.path.exists("/run/udev/control") else f"{_ALWAYS} {_NO_UDEV}"
-        return self._run("lvm", verb, "--config", config, *arguments)
+        udev = "" if os.path.exists("/run/udev/control") else _NO_UDEV
+        return self._run("lvm", verb, "--config", f"{_ALWAYS} {self.filter.config()} {udev}", *arguments)
 
     def _run(self, *argv: str) -> Output:
         # lvm(8) tells of every descriptor that it inherits unless it is told not to.

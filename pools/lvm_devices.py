@@ -12,16 +12,22 @@ SECTOR = 512
 
 @dataclass(frozen=True)
 class Device:
-    """A device that is there: the UUID that device-mapper knows it by, and its size in bytes."""
+    """A device that is there: the UUID that device-mapper knows it by, and its size in bytes.
+
+    All I/O to one that is `suspended` waits until it is resumed.
+    """
 
     path: Path
     uuid: str
     size: int
+    suspended: bool
 
 
 @dataclass(frozen=True)
 class ThinPoolStatus:
-    """What the thin pool itself tells. `mode` is rw, out_of_data_space or ro; `held`: a metadata snapshot exists."""
+    """What the thin pool itself tells. `mode` is rw, out_of_data_space or ro; `held`: a metadata snapshot exists;
+    `transaction`: the last of LVM's changes that has arrived.
+    """
 
     used_chunks: int
     chunks: int
@@ -29,6 +35,7 @@ class ThinPoolStatus:
     held: bool
     mode: str
     needs_check: bool
+    transaction: int = 0
 
     @classmethod
     def parse(cls, text: str) -> ThinPoolStatus:
@@ -39,7 +46,8 @@ class ThinPoolStatus:
         used_metadata, metadata = map(int, words[1].split("/"))
         used, chunks = map(int, words[2].split("/"))
         percent = 100 * used_metadata / metadata
-        return cls(used, chunks, percent, held=words[3] != "-", mode=words[4], needs_check="needs_check" in words)
+        held, needs_check = words[3] != "-", "needs_check" in words
+        return cls(used, chunks, percent, held, words[4], needs_check, transaction=int(words[0]))
 
     @property
     def broken(self) -> bool:
@@ -62,6 +70,7 @@ def find_device(path: Path) -> Device | None:
         home = Path("/sys/dev/block") / f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
         if not stat.S_ISBLK(found.st_mode) or (home / "dm/name").read_text().strip() != path.name:
             return None
-        return Device(path, (home / "dm/uuid").read_text().strip(), int((home / "size").read_text()) * SECTOR)
+        uuid, suspended = ((home / "dm" / name).read_text().strip() for name in ("uuid", "suspended"))
+        return Device(path, uuid, int((home / "size").read_text()) * SECTOR, suspended != "0")
     except FileNotFoundError:
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from blockdev.command import CommandFailed
 from pools.interface import Kind
@@ -44,6 +44,11 @@ def is_heir(name: str, found: Found) -> bool:
     return parsed(name)[0] == REPLACEMENT and not is_leftover(name, found)
 
 
+def is_unsettled(name: str, found: Found) -> bool:
+    """Whether an act on it has begun and did not end."""
+    return found[name].suspended or is_leftover(name, found) or is_heir(name, found)
+
+
 @dataclass(frozen=True)
 class Volumes:
     """What is ours in `thin_pool`: it lies there, has our kind of name, and has both TAG and `tag`, the pool's own.
@@ -77,14 +82,21 @@ class Volumes:
         return self.look(*ids) if self.settle(found) else found
 
     def settle(self, found: Found) -> bool:
-        """Finish or undo what was begun; whether there was anything."""
+        """Finish or undo what was begun; whether there was anything.
+
+        A command of lvm(8) that was killed may leave the devices it worked on suspended. They are resumed with what
+        LVM's metadata says now, and before anything else: a snapshot of one spoils the thin pool's transaction id.
+        """
+        asleep = [each.name for each in found.values() if each.suspended]
+        if asleep:
+            self.resume(*asleep)
         leftovers = [name for name in found if is_leftover(name, found)]
         heirs = [name for name in found if is_heir(name, found)]
         for letter, id in map(parsed, leftovers):
             self.remove(letter, id)
         for letter, id in map(parsed, heirs):
             self.rename(letter, "v", id)
-        return bool(leftovers or heirs)
+        return bool(asleep or leftovers or heirs)
 
     def _listed(self, selection: str) -> Found:
         return {each.name: each for each in self.lvm.volumes(selection) if _OURS.fullmatch(each.name)}
@@ -101,6 +113,14 @@ class Volumes:
     def create(self, id: UUID, size: int) -> None:
         arguments = ("--virtualsize", f"{size}b", "--thinpool", self.thin_pool, "--wipesignatures", "n")
         self._make("v", id, *arguments, self.lvm.group)
+
+    def deliver(self) -> None:
+        """Have LVM tell the thin pool what it has noted: it does so before it makes anything else."""
+        id = uuid4()
+        self._make(
+            STAGED, id, "--virtualsize", "512b", "--thinpool", self.thin_pool, "--wipesignatures", "n", self.lvm.group
+        )
+        self.remove(STAGED, id)
 
     def freeze(self, volume: LogicalVolume, id: UUID) -> None:
         """A snapshot of the volume: read-only, and no boot activates it."""
@@ -132,6 +152,9 @@ class Volumes:
 
     def activate(self, *names: str) -> None:
         self.lvm.change("lvchange", "--activate", "y", *map(self.path, names))
+
+    def resume(self, *names: str) -> None:
+        self.lvm.change("lvchange", "--refresh", *map(self.path, names))
 
     def extend(self, name: str, size: int) -> None:
         self.lvm.change("lvextend", "--size", f"{size}b", self.path(name))
