@@ -4,8 +4,10 @@ Building goes backstore → target and portal group → LUN → ACLs, each with 
 enabled. Taking down starts with the secrets. Each layer is looked at by itself and changed only where it differs.
 
 How the fence works: an ACL that has lost its secret and its LUN lets nobody in and nobody write; then its sessions are
-ended. A write that is in flight by then still lands, and until it has, LIO counts the session. Deleting the ACL would
-wait for that too, but meanwhile nobody could even list the volume's ACLs: they are deleted only when nobody is left.
+ended. A write that is in flight by then still lands, and until it has, LIO counts the session. The ACL itself stays
+until its group goes: to delete it is to wait for a login that stopped half-way, which needs no secret and may last for
+ever. So when nobody is left the group is closed and its LUN and the backstore are deleted, which is the receipt, for
+no way leads to the bytes any more; the rest is left to an errand.
 
 A file is exported through a loop device with direct I/O, for LIO's own file backstore does not grow online. LIO's saved
 configuration (saveconfig.json) is not used: the database knows what shall be.
@@ -13,6 +15,7 @@ configuration (saveconfig.json) is not used: the database knows what shall be.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable, Collection, Sequence
@@ -27,9 +30,11 @@ from iscsi import names
 from iscsi.lio_backstores import BackstoreLayer, identity, serves
 from iscsi.lio_checks import check_export
 from iscsi.lio_configfs import Volume
+from iscsi.lio_drift import altered
+from iscsi.lio_errands import Errands
 from iscsi.lio_guard import Degraded, Guard
-from iscsi.lio_layers import Layers, end_sessions, has_attributes, load
-from iscsi.lio_sessions import Endings, count, sessions_of
+from iscsi.lio_layers import Layers, has_attributes, load
+from iscsi.lio_sessions import end_sessions, sessions_of
 from iscsi.target import (
     Capabilities,
     Export,
@@ -38,11 +43,11 @@ from iscsi.target import (
     Session,
     TargetBusy,
     TargetRefused,
-    TargetUnavailable,
 )
 
 _T = TypeVar("_T")
-_PATIENCE = 0.25  # seconds; a session without a write in flight ends within a few milliseconds
+_PATIENCE = 1.0  # seconds; a deletion that waits for no peer takes some ten milliseconds
+_ALL = ("-depth", "(", "-type", "d", "-o", "-type", "l", ")", "-delete")  # the kernel keeps the directories it has made
 
 
 def _no_trace(step: str) -> None:
@@ -54,11 +59,12 @@ class LioTarget:
 
     `portals` are (host, port) pairs, IPv6 hosts without brackets. Until `open_portals` was called exports are built
     whole but without portals; those that have some, from an earlier service, keep them. `lock` is a file for all hands
-    on this host. `deadline` is in seconds (see `lio_guard`); LIO takes 15 to give up a login that does not go on, and
-    keeps its ACL until then. `trace` is called with the name of each step done.
+    on this host. `deadline` is in seconds (see `lio_guard`). `trace` is called with the name of each step done.
     """
 
-    capabilities = Capabilities(online_grow=True, ro_per_initiator=True, mutual_chap_many=True, networks=False)
+    capabilities = Capabilities(
+        online_grow=True, ro_per_initiator=True, mutual_chap_many=True, networks=False, hides_sessions=True
+    )
 
     def __init__(
         self,
@@ -71,7 +77,7 @@ class LioTarget:
     ) -> None:
         self._prefix, self._open = prefix.lower(), False
         self._portals = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in portals]
-        self._guard, self._endings, self._on_step = Guard(lock, deadline), Endings(end_sessions, _PATIENCE), trace
+        self._guard, self._errands, self._on_step = Guard(lock, deadline), Errands(), trace
 
     @property
     def degraded(self) -> Degraded | None:
@@ -102,6 +108,9 @@ class LioTarget:
     def inventory(self) -> list[ExportState]:
         return self._look("inventory", lambda: [self._state(volume) for volume in self._ours()])
 
+    def altered(self, export: Export) -> list[str]:
+        return self._look(f"layers of {export.volume_id}", lambda: altered(self._volume(export.volume_id), export))
+
     def foreign(self) -> list[str]:
         """Targets by their names, backstores as SLOT/NAME."""
         return self._look("foreign", self._foreign)
@@ -110,34 +119,56 @@ class LioTarget:
 
     def _converge(self, export: Export) -> None:
         check_export(export)
-        load()
-        volume = self._volume(export.volume_id)
+        try:
+            self._ensure_layers(export)
+        except FileNotFoundError as error:  # what an errand was at has gone between our look and our step
+            raise TargetBusy(export.volume_id, [_somebody(self._volume(export.volume_id))]) from error
+
+    def _ensure_layers(self, export: Export) -> None:
+        volume = self._room(export)
         layers, below = self._layers(volume), BackstoreLayer(volume, self._trace)
-        if not self._can_stay(volume, below, export):
-            self._remove(volume)
         backstore = below.ensure(export)
         below.ensure_size(backstore, export.size)
         layers.ensure_group()
         self._expel(volume, layers, {connection.initiator for connection in export.connections})
+        self._require_settled(volume)
         layers.ensure_lun(backstore, export.tid)
         for connection in export.connections:
             layers.ensure_acl(connection, read_only=export.read_only)
         self._ensure_portals(volume)
         layers.enable()
 
-    def _can_stay(self, volume: Volume, below: BackstoreLayer, export: Export) -> bool:
+    def _room(self, export: Export) -> Volume:
+        """The volume, cleared of what cannot stay."""
+        volume = self._volume(export.volume_id)
+        self._require_settled(volume)
+        if not self._can_stay(volume, export):
+            self._remove(volume)
+        if volume.dead():
+            self._bury(volume)
+        if volume.dead():
+            raise TargetBusy(volume.id, [_somebody(volume)])
+        return volume
+
+    def _can_stay(self, volume: Volume, export: Export) -> bool:
         backstore, exported = volume.backstore(), volume.exported()
         if backstore is None:
-            return not volume.exists()
-        return below.is_right(backstore, export) and (exported is None or exported[1] == backstore.path)
+            return not os.path.isdir(volume.group)
+        right = BackstoreLayer(volume, self._trace).is_right(backstore, export)
+        return right and (exported is None or exported[1] == backstore.path)
 
     def _ensure_portals(self, volume: Volume) -> None:
-        if self._open and os.path.isdir(volume.group):
-            self._layers(volume).ensure_portals(self._portals)
+        if not self._open or not volume.exported() or self._unsettled(volume):
+            return
+        if stale := self._layers(volume).ensure_portals(self._portals):
+            self._settle(volume, stale)
+            self._trace("portals removed")
 
     # --- taking down
 
     def _drain(self, volume: Volume, keep: Collection[Login]) -> list[Session]:
+        if unsettled := self._unsettled(volume):
+            return unsettled if keep else self._shut(volume)
         layers, kept = self._layers(volume), {login.initiator: login for login in keep}
         for acl in volume.acls():
             if acl.initiator in kept and Login(acl.initiator, acl.username, acl.mutual_username or None) not in keep:
@@ -149,33 +180,61 @@ class LioTarget:
         fenced = [initiator for initiator in volume.initiators() if initiator not in kept]
         for initiator in fenced:
             layers.revoke(initiator)
-        if count(volume):
+        if _others(volume, kept):
             for initiator in fenced:
-                self._endings.begin(volume.acl_path(initiator))
-        left = [session for session in sessions_of(volume) if session.initiator not in kept]
+                end_sessions(volume.acl_path(initiator), self._errands)
+        left = _others(volume, kept)
         if not kept or any(session.initiator for session in left):
             return left
-        return self._delete_acls(volume, layers, fenced)
+        return self._hidden(volume, fenced) if left else []
 
-    def _delete_acls(self, volume: Volume, layers: Layers, fenced: list[str]) -> list[Session]:
-        """Of initiators that show no session: one that is hidden is theirs or a kept one's, which only this tells."""
-        if pending := [initiator for initiator in fenced if self._endings.running(volume.acl_path(initiator))]:
-            return [Session(volume.id, initiator, "", 0, 0, volume.tid()) for initiator in pending]
-        for initiator in fenced:
-            layers.delete_acl(initiator)
-        return []
+    def _hidden(self, volume: Volume, fenced: list[str]) -> list[Session]:
+        """Of those that LIO counts and does not show. They may be of a kept one that has several, which nothing tells
+        but this: who has none is one whose ACL can be deleted."""
+        acls = {initiator: volume.acl_path(initiator) for initiator in fenced}
+        pending = [initiator for initiator, acl in acls.items() if self._errands.running(acl)]
+        if not pending and fenced and not self._settle(volume, list(acls.values())):
+            pending = fenced
+        return [Session(volume.id, initiator, "", 0, 0, volume.tid()) for initiator in pending]
+
+    def _shut(self, volume: Volume) -> list[Session]:
+        """End the sessions of everybody, without a look at who that is."""
+        self._errands.run(f"{volume.group}/enable", ["tee", f"{volume.group}/enable"], _PATIENCE, "0")
+        return sessions_of(volume) or ([_somebody(volume)] if volume.enabled() else [])
 
     def _remove(self, volume: Volume) -> None:
-        self._require_idle(volume)
-        layers = self._layers(volume)
-        self._expel(volume, layers, ())
-        self._require_idle(volume)
-        layers.delete_target()
+        if left := sessions_of(volume) or self._drain(volume, ()):
+            raise TargetBusy(volume.id, left)
+        self._layers(volume).close()
         BackstoreLayer(volume, self._trace).delete()
+        self._bury(volume)
 
-    def _require_idle(self, volume: Volume) -> None:
-        if sessions := sessions_of(volume):
-            raise TargetBusy(volume.id, sessions)
+    def _bury(self, volume: Volume) -> None:
+        """Delete the target with its dead group. While a half-made login is there it stays, which nobody waits for."""
+        tree = ["find", f"{volume.group}/acls", volume.group, *_ALL]
+        if not volume.dead() or self._errands.run(volume.group, tree, _PATIENCE):
+            with contextlib.suppress(OSError):  # it is not there, or another hand's errand is at work
+                os.rmdir(volume.target)
+                self._trace("target deleted")
+
+    def _settle(self, volume: Volume, paths: list[str]) -> bool:
+        """Delete ACLs or portals of a group that lives; whether they are gone."""
+        os.mkdir(volume.mark)
+        self._errands.run(volume.group, ["find", *paths, *_ALL], _PATIENCE)
+        return not self._unsettled(volume) and not any(map(os.path.isdir, paths))
+
+    def _require_settled(self, volume: Volume) -> None:
+        if unsettled := self._unsettled(volume):
+            raise TargetBusy(volume.id, unsettled)
+
+    def _unsettled(self, volume: Volume) -> list[Session]:
+        """What is in the way of those who would list the ACLs and portals."""
+        if not volume.settling():
+            return []
+        if self._errands.run(volume.group, ["ls", f"{volume.group}/acls", f"{volume.group}/np"], _PATIENCE):
+            os.rmdir(volume.mark)
+            return []
+        return sessions_of(volume) or [_somebody(volume)]
 
     # --- looking
 
@@ -203,7 +262,8 @@ class LioTarget:
         return volume_id is not None and slot in {f"iblock_{number}" for number in configfs.slots(volume_id)}
 
     def _state(self, volume: Volume) -> ExportState:
-        backstore, acls, enabled = volume.backstore(), volume.acls(), volume.enabled()
+        backstore, enabled = volume.backstore(), volume.enabled()
+        acls = [acl for acl in volume.acls() if not acl.revoked]
         admitted = [acl for acl in acls if acl.complete]
         claim = Path(backstore.claim) if backstore and serves(backstore, Path(backstore.claim)) else None
         return ExportState(
@@ -242,10 +302,18 @@ class LioTarget:
         return self._guard.change(call, lambda: _translated(call, work))
 
 
+def _somebody(volume: Volume) -> Session:
+    return Session(volume.id, "", "somewhere that is not finished", 0, 0, volume.tid())
+
+
+def _others(volume: Volume, kept: Collection[str]) -> list[Session]:
+    return [session for session in sessions_of(volume) if session.initiator not in kept]
+
+
 def _translated(call: str, work: Callable[[], _T]) -> _T:
-    """What the kernel or rtslib refuse as TargetRefused. Raises TargetUnavailable when LIO cannot be looked at."""
-    if os.path.isdir("/sys/module/target_core_mod") and not os.path.isdir(configfs.CORE):
-        raise TargetUnavailable(f"LIO runs, but {configfs.ROOT} is not mounted: its targets cannot be seen")
+    """What the kernel or rtslib refuse as TargetRefused. Raises TargetUnavailable when LIO cannot be looked at,
+    lest nothing to be seen is taken for nothing there."""
+    load()
     try:
         return work()
     except RTSLibError as error:

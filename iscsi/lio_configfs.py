@@ -7,6 +7,11 @@ lists nothing but its own.
         acls/<initiator>/{auth/,info,lun_1/<link>}    -> the LUN
     iscsi/<iqn>/fabric_statistics/                how many sessions there are
 
+Who deletes an ACL or a portal waits for the last session and the last half-made login of it, and an initiator that
+sends one request and then nothing makes one that lasts. Who lists the ACLs or the portals meanwhile waits too. So a
+group that is *dead*, closed with a LUN that leads nowhere, is never looked into; in one that lives a mark tells that
+something of it is being deleted. LIO gives its portals to no other group of the target before it is gone.
+
 rtslib finds a backstore by listing all of them. We give each a slot that follows from the volume's id, far above those
 that rtslib and targetcli hand out from 0 upwards.
 """
@@ -27,6 +32,7 @@ ROOT = "/sys/kernel/config"
 CORE = f"{ROOT}/target/core"
 FABRIC = f"{ROOT}/target/iscsi"
 
+_SETTLING = f"lun_{LUN + 1}"  # the mark: a LUN that leads nowhere
 _PROBES = 4  # slots to try: two volumes of one slot meet once in 30,000 hosts with 500 exports
 _DEVICE = re.compile(r".*readonly: (\d).*\n\s*Major: (\d+) Minor: (\d+)  CLAIMED")
 _NOT_TARGETS = ("discovery_auth",)  # the one directory of the fabric that is none
@@ -141,6 +147,10 @@ class Acl:
     read_only: bool
 
     @property
+    def revoked(self) -> bool:
+        return not (self.mapped or self.username or self.password)
+
+    @property
     def complete(self) -> bool:
         return self.chap and self.mapped and bool(self.username and self.password)
 
@@ -180,9 +190,17 @@ class Volume:
         self.target = f"{FABRIC}/{iqn}"
         self.group = f"{self.target}/tpgt_1"
         self.lun = f"{self.group}/lun/lun_{LUN}"
+        self.mark = f"{self.group}/lun/{_SETTLING}"
 
     def exists(self) -> bool:
         return os.path.isdir(self.target)
+
+    def dead(self) -> bool:
+        """Whether the group leads to no byte any more; see above."""
+        return read(f"{self.group}/enable") == "0" and self.exported() is None
+
+    def settling(self) -> bool:
+        return os.path.isdir(self.mark)
 
     def backstore(self) -> Backstore | None:
         found = (backstore(f"{CORE}/iblock_{slot}/{self.iqn}") for slot in slots(self.id))
@@ -196,10 +214,12 @@ class Volume:
         return read(f"{self.group}/enable") == "1"
 
     def portals(self) -> list[str]:
-        return entries(f"{self.group}/np")
+        """None while they cannot be listed."""
+        return [] if self.settling() or self.dead() else entries(f"{self.group}/np")
 
     def initiators(self) -> list[str]:
-        return entries(f"{self.group}/acls")
+        """None while they cannot be listed."""
+        return [] if self.settling() or self.dead() else entries(f"{self.group}/acls")
 
     def acl_path(self, initiator: str) -> str:
         return f"{self.group}/acls/{initiator}"

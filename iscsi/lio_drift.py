@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 from iscsi.lio_backstores import attributes
@@ -14,8 +13,9 @@ def altered(volume: Volume, export: Export) -> list[str]:
     """The layers that are there and not as `export` says. Secrets are compared, and not told."""
     backstore = volume.backstore()
     layers = list(_of_backstore(backstore, export)) if backstore is not None and backstore.device is not None else []
+    there = volume.initiators()
     for connection in export.connections:
-        if os.path.isdir(volume.acl_path(connection.initiator)):
+        if connection.initiator in there:
             layers += _of_acl(volume.acl(connection.initiator), connection, read_only=export.read_only)
     return layers
 

@@ -10,11 +10,9 @@ What rtslib-fb 2.2 and LIO do, and what follows:
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Iterable
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import rtslib_fb as rtslib  # type: ignore[import-untyped]
@@ -38,12 +36,11 @@ PARAMETERS = {"AuthMethod": "CHAP", "MaxConnections": "1", "ErrorRecoveryLevel":
 
 _MODULES = ("target_core_mod", "target_core_iblock", "iscsi_target_mod", "loop")
 _TIMEOUT = 30.0
-_DEPTHS = ("64", "63")
 
 
 def load() -> None:
     """Load LIO and mount configfs if need be. Raises TargetUnavailable."""
-    if os.path.isdir(configfs.FABRIC):
+    if _is_there():
         return
     try:
         for module in _MODULES:
@@ -53,6 +50,12 @@ def load() -> None:
         os.makedirs(configfs.FABRIC, exist_ok=True)
     except (CommandError, OSError) as error:
         raise TargetUnavailable(f"LIO cannot be loaded: {error}") from error
+    if not _is_there():
+        raise TargetUnavailable(f"LIO cannot be seen: {configfs.ROOT} is not the kernel's configfs")
+
+
+def _is_there() -> bool:
+    return os.path.isfile(f"{configfs.FABRIC}/lio_version")
 
 
 def has_attributes(volume: Volume) -> bool:
@@ -103,15 +106,14 @@ class Layers:
         self._ensure_mapped_lun(acl, read_only=read_only)
         self._ensure_secrets(acl, connection)
 
-    def ensure_portals(self, portals: Iterable[str]) -> None:
-        """Exactly `portals` (HOST:PORT) lead to the target."""
+    def ensure_portals(self, portals: Iterable[str]) -> list[str]:
+        """`portals` (HOST:PORT) lead to the target; returns the paths of those that still do and should not."""
         there, wanted = set(self._volume.portals()), set(portals)
         for portal in sorted(wanted - there):
-            self._portal(portal, "create")
+            host, _, port = portal.rpartition(":")
+            rtslib.NetworkPortal(self._group, host, int(port), mode="create")
             self._trace("portal")
-        for portal in sorted(there - wanted):
-            self._portal(portal, "lookup").delete()
-            self._trace("portal removed")
+        return [f"{self._volume.group}/np/{portal}" for portal in sorted(there - wanted)]
 
     def enable(self) -> None:
         """Open the group for logins."""
@@ -136,20 +138,14 @@ class Layers:
         for name in ("userid", "password", "userid_mutual", "password_mutual"):
             write(f"{self._volume.acl_path(initiator)}/auth/{name}", "NULL")
 
-    def delete_acl(self, initiator: str) -> None:
-        """Waits until the last session and login of the initiator has ended; nobody can list the ACLs meanwhile."""
-        self._acl(initiator).delete()
-        self._trace("acl deleted")
-
-    def delete_target(self) -> None:
-        """Target, group, LUN, ACLs. Waits until the last command to the LUN is over."""
-        if self._volume.exists():
-            group = Path(self._volume.group)
-            if group.is_dir():
-                self._group.delete()
-                self._trace("group deleted")
-            self._target.delete()
-            self._trace("target deleted")
+    def close(self) -> None:
+        """Nobody can log in, and the LUN leads nowhere. Waits for sessions and commands: there should be none."""
+        if self._volume.enabled():
+            write(f"{self._volume.group}/enable", "0")
+            self._trace("closed")
+        if exported := self._volume.exported():
+            os.unlink(f"{self._volume.lun}/{exported[0]}")
+            self._trace("lun deleted")
 
     # --- rtslib's objects, looked up; they hold no more than a path
 
@@ -166,10 +162,6 @@ class Layers:
 
     def _mapped_lun(self, initiator: str) -> Any:
         return rtslib.MappedLUN(self._acl(initiator), names.LUN)
-
-    def _portal(self, portal: str, mode: str) -> Any:
-        host, _, port = portal.rpartition(":")
-        return rtslib.NetworkPortal(self._group, host, int(port), mode=mode)
 
     # --- parts of the above
 
@@ -198,17 +190,6 @@ class Layers:
         self._trace("secret")
         node.chap_userid = own.username
         self._trace("admitted")
-
-
-def end_sessions(acl_path: str) -> None:
-    """End all sessions of an initiator. Returns when the last of their writes is over, however long that takes.
-
-    Changing the depth of the queue does it (core_tpg_set_initiator_node_queue_depth). Unlike deleting the ACL it leaves
-    the directories unlocked meanwhile; only other changes to the volume's portal group wait.
-    """
-    depth = f"{acl_path}/cmdsn_depth"
-    with contextlib.suppress(OSError):  # the ACL is gone: so are its sessions
-        write(depth, _DEPTHS[read(depth) == _DEPTHS[0]])
 
 
 def _same(acl: Acl, mutual: Credentials | None) -> bool:

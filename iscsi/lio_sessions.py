@@ -9,12 +9,13 @@ from the network that may contain line feeds, so only what comes after it is bel
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Callable
 
 from iscsi.lio_configfs import Volume, read
+from iscsi.lio_errands import Errands
 from iscsi.target import Session
 
+_DEPTHS = ("64", "63")
+_PATIENCE = 0.25  # seconds; a session without a write in flight ends within a few milliseconds
 _CONNECTIONS = "[iSCSI Connections]"
 _ID = re.compile(r"^LIO Session ID: (\d+) ", re.MULTILINE)
 _CONNECTION = re.compile(r"CID: (\d+)\b")
@@ -54,28 +55,12 @@ def _shown(volume: Volume, initiator: str, tid: int) -> Session | None:
     )
 
 
-class Endings:
-    """Calls that end sessions and return when their last write is over: one thread for each ACL, waited for shortly.
+def end_sessions(acl_path: str, errands: Errands) -> None:
+    """End all sessions of an initiator; those that have nothing in flight are over when this returns.
 
-    `end` is such a call, given the path of the ACL.
+    Changing the depth of the queue does it (core_tpg_set_initiator_node_queue_depth), and waits for the last of their
+    writes. Unlike deleting the ACL it leaves the directories unlocked meanwhile; only other changes to the volume's
+    portal group wait.
     """
-
-    def __init__(self, end: Callable[[str], None], patience: float) -> None:
-        self._end, self._patience = end, patience
-        self._running: dict[str, threading.Thread] = {}
-
-    def begin(self, acl_path: str) -> None:
-        """End the ACL's sessions; those that have nothing in flight are over when this returns."""
-        if self.running(acl_path):
-            return
-        thread = threading.Thread(target=self._end, args=(acl_path,), name=f"lio end {acl_path}", daemon=True)
-        self._running[acl_path] = thread
-        thread.start()
-        thread.join(self._patience)
-
-    def running(self, acl_path: str) -> bool:
-        thread = self._running.get(acl_path)
-        if thread and not thread.is_alive():
-            del self._running[acl_path]
-            return False
-        return thread is not None
+    depth = f"{acl_path}/cmdsn_depth"
+    errands.run(acl_path, ["tee", depth], _PATIENCE, _DEPTHS[read(depth) == _DEPTHS[0]])

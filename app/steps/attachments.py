@@ -17,7 +17,7 @@ from app.outside import Outside
 from app.states import now, transition
 from app.steps.exports import admitted_logins, export_of
 from app.steps.job import Again, Job, Settle, Vanished
-from iscsi.target import Login, TargetBusy, TargetUnavailable
+from iscsi.target import Login, TargetBusy, TargetError, TargetUnavailable
 from iscsi.target import Session as TargetSession
 
 #: How long a thread looks again and again for the last session, before it lets the operation be tried again.
@@ -32,7 +32,7 @@ def attach(job: Job) -> Settle:
             raise Vanished
         try:
             job.outside.target.ensure_export(export)
-        except TargetUnavailable as error:
+        except (TargetUnavailable, TargetBusy) as error:
             raise _soon(job, error) from error
 
     def settle(session: Session) -> None:
@@ -50,10 +50,10 @@ def attach(job: Job) -> Settle:
     return settle
 
 
-def _soon(job: Job, error: TargetUnavailable) -> Exception:
-    """The target is being restarted: wait for it, but not for ever."""
+def _soon(job: Job, error: TargetError) -> Exception:
+    """The target is being restarted, or not done with what was there: wait for it, but not for ever."""
     waited = (now() - job.operation.created_at).total_seconds()
-    return Again(0.2, "waiting for the target") if waited < 60 else error
+    return Again(0.2, f"waiting for the target: {error}") if waited < 60 else error
 
 
 def attach_failed(session: Session, operation: Operation, error: Exception) -> None:

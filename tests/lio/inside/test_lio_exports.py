@@ -15,7 +15,7 @@ import pytest
 
 from iscsi import lio_configfs, names
 from iscsi.target import Connection, Credentials, Export, TargetBusy, TargetRefused, TargetUnavailable
-from tests.lio.inside.conftest import wipe_lio
+from tests.lio.inside.conftest import CONFIGFS, wipe_lio
 from tests.lio.inside.lio_house import MIB, PREFIX, House, Suspendable, connection
 from tests.support.initiator import Initiator, InitiatorError, Writer, lost
 from tests.support.kernel_initiator import IscsiadmFailed, KernelInitiator
@@ -209,7 +209,7 @@ def test_peers_come_and_go(house: House) -> None:
             comer = connection(f"comer{round_number}")
             house.target.ensure_export(dataclasses.replace(export, connections=(staying, comer)))
             assert house.initiator(export, comer).login_error() is None
-            assert AUTHORIZATION in (house.initiator(export, leaving).login_error() or "")
+            assert AUTHENTICATION in (house.initiator(export, leaving).login_error() or "")
             leaving = comer
         assert house.target.sessions() == [session]
         assert reader.command(b"\x28\0\0\0\0\0\0\0\x08\0", 4096) == bytes(4096)
@@ -376,15 +376,32 @@ def test_no_call_for_one_volume_lists_them_all(house: House, lio: Path) -> None:
 
 
 def test_unmounted_configfs_is_not_taken_for_an_empty_one(house: House) -> None:
+    """Whether LIO is a module or part of the kernel."""
     export = house.exported()
-    subprocess.run(["umount", "--lazy", "/sys/kernel/config"], check=True)
+    subprocess.run(["umount", "--lazy", CONFIGFS], check=True)
+    with house.initiator(export).bare():
+        assert [state.complete for state in house.target.inventory()] == [True]
+        house.wait_sessions(1)
+        for call in (house.target.remove, house.another().remove):
+            subprocess.run(["umount", "--lazy", CONFIGFS], check=True)
+            with pytest.raises(TargetBusy):
+                call(export.volume_id)
+
+
+def test_what_is_not_configfs_is_not_taken_for_an_empty_one(house: House) -> None:
+    export, target = house.exported(), house.target
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", CONFIGFS], check=True)
     try:
-        for call in (house.target.sessions, house.target.inventory, lambda: house.target.drain(export.volume_id)):
-            with pytest.raises(TargetUnavailable, match="not mounted"):
+        for call in (target.sessions, target.inventory, lambda: target.drain(export.volume_id)):
+            with pytest.raises(TargetUnavailable, match="LIO cannot be"):
                 call()
+        with pytest.raises(TargetUnavailable, match="LIO cannot be"):
+            target.remove(export.volume_id)
+        with pytest.raises(TargetUnavailable, match="LIO cannot be"):
+            target.ensure_export(export)
     finally:
-        subprocess.run(["mount", "-t", "configfs", "configfs", "/sys/kernel/config"], check=True)
-    assert house.target.inventory()[0].complete
+        subprocess.run(["umount", CONFIGFS], check=True)
+    assert target.inventory()[0].complete
 
 
 @pytest.mark.parametrize(

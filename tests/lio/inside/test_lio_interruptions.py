@@ -84,7 +84,7 @@ def test_an_interrupted_change_or_removal_is_finished(house: House) -> None:
             house.clear()
         else:
             break
-    assert {"revoked", "acl deleted", "secrets forgotten", "group deleted", "backstore deleted"} <= set(seen)
+    assert {"revoked", "secrets forgotten", "closed", "lun deleted", "backstore deleted", "target deleted"} <= set(seen)
 
 
 def _renewed(who: object) -> object:
