@@ -23,7 +23,7 @@ from bench.report import Table, machine
 from tests.lio.kernel import INSIDE, run
 from tests.lio.uml import Uml
 
-NAMES = ("lio-cycles", "lio-rebuild", "lio-io")
+NAMES = ("lio-rebuild", "lio-io", "lio-cycles")
 TIMEOUT = 1800.0
 MEMORY = 3072  # MiB; the volumes lie in it
 MODULES = ("configfs", "target_core_mod", "target_core_iblock", "iscsi_target_mod", "loop", "dm_thin_pool", "sd_mod",
