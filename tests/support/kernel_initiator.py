@@ -87,7 +87,7 @@ class KernelInitiator:
         """Log in, and wait for the device. Raises IscsiadmFailed when the target refuses."""
         self._write_record()
         self._node("--login")
-        wait_until(lambda: self._devices())
+        wait_until(self._opens)
         return self.device
 
     def logout(self) -> None:
@@ -160,6 +160,16 @@ class KernelInitiator:
 
     def _devices(self) -> list[Path]:
         return [found for session in self.sessions() for found in session.glob(f"device/target*/*:{self.lun}/block/*")]
+
+    def _opens(self) -> bool:
+        """The device is listed some time before it can be opened."""
+        if not self._devices():
+            return False
+        try:
+            os.close(os.open(self.device, os.O_RDONLY))
+        except OSError:
+            return False
+        return True
 
     def _write_record(self) -> None:
         _iscsiadm("-m", "iface", "-I", self._interface, "-o", "new", may_fail=True)  # it may be there
