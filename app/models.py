@@ -400,5 +400,4 @@ class WorkerBeat(Base):
     host: Mapped[str] = mapped_column(String(64), primary_key=True)
     pid: Mapped[int]
     ready: Mapped[bool] = mapped_column(Boolean)
-    target: Mapped[str | None] = mapped_column(Text)
     beat_at: Mapped[dt.datetime]

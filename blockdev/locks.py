@@ -31,6 +31,10 @@ def try_flock(fd: int) -> bool:
     return True
 
 
+#: Where locks are that exclude every other service of the host, 0700: not in /run/lock, where everybody may write.
+HOST_LOCKS = Path("/run/stratus")
+
+
 class FileLock:
     """An exclusive lock on the file `path`, created if missing: `with FileLock(path): ...`.
 

@@ -246,16 +246,15 @@ class LioTarget:
 
     def _ours(self) -> list[Volume]:
         """Every volume that has a target or a backstore."""
-        found = {*configfs.target_names(), *(name for slot, name in self._backstores() if self._is_ours(slot, name))}
+        backstores = (name for slot, name in configfs.backstore_names() if self._is_ours(slot, name))
+        found = {*configfs.target_names(), *backstores}
         volumes = ((names.volume_of(self._prefix, name), name) for name in sorted(found))
         return [Volume(volume_id, name) for volume_id, name in volumes if volume_id]
 
     def _foreign(self) -> list[str]:
         targets = [name for name in configfs.target_names() if names.volume_of(self._prefix, name) is None]
-        return targets + [f"{slot}/{name}" for slot, name in self._backstores() if not self._is_ours(slot, name)]
-
-    def _backstores(self) -> list[tuple[str, str]]:
-        return list(configfs.backstore_names())
+        found = configfs.backstore_names()
+        return targets + [f"{slot}/{name}" for slot, name in found if not self._is_ours(slot, name)]
 
     def _is_ours(self, slot: str, name: str) -> bool:
         volume_id = names.volume_of(self._prefix, name)

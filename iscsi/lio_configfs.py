@@ -192,9 +192,6 @@ class Volume:
         self.lun = f"{self.group}/lun/lun_{LUN}"
         self.mark = f"{self.group}/lun/{_SETTLING}"
 
-    def exists(self) -> bool:
-        return os.path.isdir(self.target)
-
     def dead(self) -> bool:
         """Whether the group leads to no byte any more; see above."""
         return read(f"{self.group}/enable") == "0" and self.exported() is None

@@ -9,27 +9,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from uuid import UUID
 
-from blockdev.locks import FileLock
+from blockdev.locks import HOST_LOCKS, FileLock
 from iscsi import lio_configfs as configfs
 from iscsi.lio import LioTarget
 from iscsi.lio_layers import load
 from iscsi.target import TargetBusy, TargetError, TargetUnavailable
 
-#: One kernel has one LIO: whoever writes to it, of whatever service, does so under locks of the host.
-#: Not in /run/lock, where everybody may write.
-LOCKS = Path("/run/stratus")
 _PAUSE = 0.05
 
 
 class LioHost:
     """`iscsi.target.TargetHost` by LIO. `portals` are "HOST:PORT", IPv6 hosts in brackets.
 
+    A kernel has one LIO: whoever writes to it, of whatever service, does so under locks of the host.
+
     Two services on a host need different prefixes: each takes everything under its own for its own. `owner` names this
     one for good. The lock of a prefix says whose it is, for as long as there are exports under it: also while its owner
     is between two lives. A reboot clears both.
     """
 
-    def __init__(self, prefix: str, portals: Sequence[str], owner: str, *, locks: Path = LOCKS) -> None:
+    def __init__(self, prefix: str, portals: Sequence[str], owner: str, *, locks: Path = HOST_LOCKS) -> None:
         self.target = LioTarget(prefix, [_split(portal) for portal in portals], locks / "stratus-lio.lock")
         locks.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock, self._prefix = FileLock(locks / f"stratus-lio.{prefix}.lock"), prefix

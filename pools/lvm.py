@@ -21,20 +21,16 @@ after a successor has looked. Other volumes share the lock (there are LOCKS of t
 
 from __future__ import annotations
 
-import errno
-import os
 import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
-from blockdev.command import CommandError, CommandFailed
+from blockdev.command import CommandFailed
 from blockdev.extents import Progress
 from blockdev.files import fsync_file
-from blockdev.locks import FileLock, LockTimeout
+from blockdev.locks import LockTimeout
 from pools import lvm_activation as activation
 from pools.interface import (
     Backing,
@@ -47,13 +43,13 @@ from pools.interface import (
     PoolUnusable,
     ShrinkRefused,
     SizeMismatch,
-    SizeTooLarge,
     Usage,
     no_progress,
 )
 from pools.lvm_commands import DEADLINE, LogicalVolume, Lvm
 from pools.lvm_delta import TIMEOUT, metadata_snapshot, release, thin_delta
-from pools.lvm_devices import Device, ThinPoolStatus, find_device, node
+from pools.lvm_devices import Device, find_device, node
+from pools.lvm_thinpool import ThinPool
 from pools.lvm_volumes import (
     LETTERS,
     POOL_TAG,
@@ -68,12 +64,7 @@ from pools.lvm_volumes import (
     parsed,
 )
 
-METADATA_LIMIT = 80.0
-"""Per cent. A thin pool whose metadata is full stops for good until it is repaired by hand: stay well below."""
 LOCKS = 64
-GROUP_UUID = len("LVM-") + 32
-"""How much of a logical volume's UUID, as device-mapper has it, is the volume group's."""
-LOCK_DIR = Path("/run/lock/stratus")
 _PATH = re.compile(r"([\w+.][\w+.-]*)/([\w+.][\w+.-]*)", re.ASCII)
 
 
@@ -100,7 +91,6 @@ class LvmPool:
         pool_id: UUID | None = None,
         trace: Callable[[str], None] = no_trace,
         deadline: float = DEADLINE,
-        lock_dir: Path = LOCK_DIR,
         room_for: float = 1.0,
     ) -> None:
         match = _PATH.fullmatch(str(path))
@@ -112,12 +102,8 @@ class LvmPool:
         self.live_clone = True
         self.reserve = 0
         self.granularity = 0
-        self._group, self._thin_pool = match.groups()
-        self._lvm = Lvm(self._group, trace, deadline)
-        self._lock_dir = lock_dir
-        self._room_for, self._room_until = room_for, 0.0
-        self._uuid = ""
-        self._chunk_size = 0
+        self._group, lv = match.groups()
+        self._thin_pool = ThinPool(name, Lvm(self._group, trace, deadline), lv, room_for)
         self._known: set[str] = set()  # devices seen to be ours, by their UUID, which they keep for life
 
     # Activation
@@ -128,30 +114,33 @@ class LvmPool:
 
         Can be called again at any time. Raises PoolUnusable.
         """
-        with self._unusable():
-            self._lvm = self._lvm.beside_the_site()
-            with self._locked("pool") as fds:
-                lvm = replace(self._lvm, fds=fds)
-                found = activation.examined(lvm, self.name, self._thin_pool)
+        pool = self._thin_pool
+        with pool.unusable():
+            pool.lvm = pool.lvm.beside_the_site()
+            with pool.locked("pool") as fds:
+                lvm = pool.lvm.holding(fds)
+                found = activation.examined(lvm, self.name, pool.lv)
                 known = activation.identity(lvm, self.name, found, self.pool_id)
                 activation.start(lvm, found)
                 self.pool_id = known or activation.initialise(lvm, found)
-            self._uuid, self._chunk_size, self.granularity = f"{found.uuid}-tpool", found.chunk_size, found.extent_size
-            if self._status().held:
-                with suppress(LockTimeout), self._locked("metadata", timeout=0):
-                    release(self._lvm, self._check_pool())
+            pool.found(found)
+            self.granularity = found.extent_size
+            if pool.status().held:
+                with suppress(LockTimeout), pool.locked("metadata", timeout=0):
+                    release(pool.lvm, pool.device())
             self._start_volumes()
 
     def examine(self) -> None:
         """As activate, but a thin pool without a tag stays without, and one that is not active stays so."""
-        with self._unusable():
-            self._lvm = self._lvm.beside_the_site()
-            found = activation.examined(self._lvm, self.name, self._thin_pool)
-            activation.identity(self._lvm, self.name, found, self.pool_id)
+        pool = self._thin_pool
+        with pool.unusable():
+            pool.lvm = pool.lvm.beside_the_site()
+            found = activation.examined(pool.lvm, self.name, pool.lv)
+            activation.identity(pool.lvm, self.name, found, self.pool_id)
+            pool.found(found)
             self.granularity = found.extent_size
-            self._uuid = f"{found.uuid}-tpool"
             if found.active and not found.suspended:
-                self._status()
+                pool.status()
 
     def _start_volumes(self) -> None:
         """Activate what the boot has not, in one command: `backing` would do it one by one."""
@@ -164,13 +153,6 @@ class LvmPool:
         if asleep:
             with suppress(CommandFailed):  # one that cannot start must not keep the others: `backing` will tell
                 self._ours.activate(*asleep)
-
-    @contextmanager
-    def _unusable(self) -> Iterator[None]:
-        try:
-            yield
-        except (CommandError, LockTimeout, OSError) as error:
-            raise PoolUnusable(self.name, f"{self.path}: {error}") from error
 
     # Volumes and snapshots
 
@@ -260,7 +242,7 @@ class LvmPool:
     def _remember(self, volume_id: UUID) -> None:
         """The device of a volume that was made just now needs no looking up to be known as ours."""
         device = find_device(self._node("v", volume_id))
-        if device is not None and device.uuid.startswith(self._uuid[:GROUP_UUID]):
+        if device is not None and self._thin_pool.is_of_group(device.uuid):
             self._known.add(device.uuid)
 
     def _started(self, volume_id: UUID) -> Device:
@@ -278,47 +260,43 @@ class LvmPool:
 
     def usage(self) -> Usage:
         """Asks the kernel alone. What several share counts once, and so does what is others' in the thin pool."""
-        with self._errors():
-            status = self._status()
-        used = status.used_chunks * self._chunk_size
-        size = status.chunks * self._chunk_size
-        return Usage(size, size - used, used, status.metadata_percent)
+        with self._thin_pool.errors():
+            return self._thin_pool.usage()
 
     def inventory(self) -> list[Item]:
         """`allocated` is known of volumes only: for what is not active the metadata would have to be held still."""
-        with self._errors():
-            self._check_pool()
+        with self._thin_pool.errors():
+            self._thin_pool.device()
             found = self._ours.all()
         return [_item(each) for name, each in found.items() if not is_leftover(name, found)]
 
     def foreign(self) -> list[str]:
         """Of the whole volume group."""
-        with self._errors():
-            self._check_pool()
-            found = self._lvm.volumes("lv_role=public")
-            ours = self._ours.all().keys() | {self._thin_pool}
-        return sorted(each.name for each in found if each.name not in ours)
+        with self._thin_pool.errors():
+            self._thin_pool.device()
+            public, ours = self._thin_pool.lvm.volumes("lv_role=public"), self._ours
+        return sorted(each.name for each in public if each.name != self._thin_pool.lv and not ours.has(each))
 
     def changed_extents(self, id: UUID, since: UUID) -> list[Extent]:
         """As the thin pool's metadata tells it, in whole chunks. One at a time: it has one metadata snapshot."""
         with self._act(id, since) as ours:
-            pool, found = self._check_pool(), ours.settled(id, since)
+            pool, found = self._thin_pool.device(), ours.settled(id, since)
             new, old = (self._either(found, each) for each in (id, since))
         if new.active:
             # What lies in the page cache has no place yet. With udev the node is a link to the device.
             fsync_file(node(self._group, new.name).resolve())
-        metadata = node(self._group, self._thin_pool, "_tmeta")
+        metadata = node(self._group, self._thin_pool.lv, "_tmeta")
         with (
-            self._errors(),
-            self._locked("metadata", timeout=TIMEOUT) as fds,
-            metadata_snapshot(replace(self._lvm, fds=fds), pool),
+            self._thin_pool.errors(),
+            self._thin_pool.locked("metadata", timeout=TIMEOUT) as fds,
+            metadata_snapshot(self._thin_pool.lvm.holding(fds), pool),
         ):
             return thin_delta(metadata, old.thin_id, new.thin_id, new.size)
 
     # What was begun
 
     def sweep(self) -> list[str]:
-        with self._errors():
+        with self._thin_pool.errors():
             with suppress(CommandFailed):  # the next change will tell; what is there can be used until then
                 self._deliver()
             found = self._ours.all()
@@ -327,7 +305,7 @@ class LvmPool:
 
     def _swept(self, id: UUID) -> list[str]:
         try:
-            with self._locked(_stripe(id), timeout=0) as fds:
+            with self._thin_pool.locked(_stripe(id), timeout=0) as fds:
                 ours = self._ours.holding(fds)
                 found = ours.look(id)
                 ours.settle(found)
@@ -339,86 +317,31 @@ class LvmPool:
 
     @property
     def _ours(self) -> Volumes:
-        return Volumes(self._lvm, self._thin_pool, f"{POOL_TAG}{self.pool_id}")
+        return Volumes(self._thin_pool.lvm, self._thin_pool.lv, f"{POOL_TAG}{self.pool_id}")
 
     @contextmanager
     def _act(self, *ids: UUID, size: int = 0) -> Iterator[Volumes]:
         """Be the only one to work on `ids`, in the pool that was activated."""
-        with self._errors(size), ExitStack() as stack:
-            self._check_pool()
+        with self._thin_pool.errors(size), ExitStack() as stack:
+            self._thin_pool.device()
             stripes = sorted({_stripe(id) for id in ids})  # all take them in this order, or two could wait in a circle
-            fds = [fd for stripe in stripes for fd in stack.enter_context(self._locked(stripe))]
+            fds = [fd for stripe in stripes for fd in stack.enter_context(self._thin_pool.locked(stripe))]
             ours = self._ours.holding(tuple(fds))
             if any(self._suspended(id) for id in ids):
                 ours.settled(*ids)
             yield ours
 
-    @contextmanager
-    def _locked(self, what: str, timeout: float | None = None) -> Iterator[tuple[int, ...]]:
-        timeout = self._lvm.deadline if timeout is None else timeout
-        self._lock_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with FileLock(self._lock_dir / f"{node(self._group, self._thin_pool).name}.{what}", timeout) as lock:
-            yield (lock.fd,)
-
-    @contextmanager
-    def _errors(self, size: int = 0) -> Iterator[None]:
-        """Give the interface's names to what lvm(8) tells in words."""
-        try:
-            yield
-        except CommandFailed as error:
-            if "reached threshold" in error.stderr:
-                raise PoolFull(self.name, error.stderr.strip()) from error
-            if "Volume too large" in error.stderr:
-                raise SizeTooLarge(self.name, size) from error
-            if " in use" in error.stderr:
-                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(self.path)) from error
-            raise PoolFailed(self.name, str(error)) from error
-        except (CommandError, LockTimeout) as error:
-            raise PoolFailed(self.name, str(error)) from error
-
-    def _status(self) -> ThinPoolStatus:
-        status = ThinPoolStatus.parse(self._lvm.status(self._check_pool()))
-        activation.check_health(self.name, str(self.path), status)
-        return status
-
-    def _check_pool(self) -> Path:
-        """The thin pool's device. What is gone from one that was stopped, or from another of its name, is not gone from
-        ours: PoolUnusable. LVM puts it behind another device once it has, or has had, a thin volume."""
-        for suffix in ("-tpool", ""):
-            device = find_device(node(self._group, self._thin_pool, suffix))
-            if device and device.uuid == self._uuid:
-                if device.suspended:
-                    self._resume(device)
-                return device.path
-        raise PoolUnusable(self.name, f"{self.path} is not active, or not the thin pool it was")
-
-    def _resume(self, device: Device) -> None:
-        with self._locked("pool") as fds:
-            activation.resume(replace(self._lvm, fds=fds), self._thin_pool)
-        again = find_device(device.path)
-        if again is None or again.suspended:
-            raise PoolUnusable(self.name, f"{self.path} is suspended, and was not resumed")
-
     def _deliver(self) -> None:
         """See to it that what LVM has noted exists. If lvm(8) was killed in between, a snapshot that is listed would be
         taken at the next change of anything, with all that is written until then."""
-        status = self._status()
-        noted = self._lvm.volumes(f'lv_name="{self._thin_pool}"')
+        status = self._thin_pool.status()
+        noted = self._thin_pool.lvm.volumes(f'lv_name="{self._thin_pool.lv}"')
         if [each.transaction for each in noted] != [status.transaction]:
-            with self._locked("pool") as fds:
+            with self._thin_pool.locked("pool") as fds:
                 self._ours.holding(fds).deliver()
 
     def _check_room(self) -> None:
-        """Raises PoolFull while there is still some: machines live on the reserve, and deleting needs metadata."""
-        if time.monotonic() < self._room_until:
-            return
-        status = self._status()
-        if (status.chunks - status.used_chunks) * self._chunk_size < max(self.reserve, self._chunk_size):
-            raise PoolFull(self.name)
-        if status.metadata_percent >= METADATA_LIMIT:
-            detail = f"its metadata is {status.metadata_percent:.1f} % full; lvextend --poolmetadatasize gives it more"
-            raise PoolFull(self.name, detail)
-        self._room_until = time.monotonic() + self._room_for
+        self._thin_pool.check_room(self.reserve)
 
     def _rounded(self, size: int) -> int:
         return -(-size // self.granularity) * self.granularity

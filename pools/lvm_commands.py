@@ -88,6 +88,10 @@ class Lvm:
         """The same, but what the site has in lvm.conf(5) counts as well."""
         return replace(self, filter=Filter.beside_the_site(self._run))
 
+    def holding(self, fds: tuple[int, ...]) -> Lvm:
+        """The same, but each command holds the locks `fds` until it ends."""
+        return replace(self, fds=fds)
+
     def change(self, verb: str, *arguments: str) -> None:
         """Run lvcreate(8), lvremove(8), ... and nobody is asked anything."""
         self.trace(verb)

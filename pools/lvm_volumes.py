@@ -62,12 +62,16 @@ class Volumes:
 
     def holding(self, fds: tuple[int, ...]) -> Volumes:
         """The same, but each command holds the locks `fds` until it ends."""
-        return replace(self, lvm=replace(self.lvm, fds=fds))
+        return replace(self, lvm=self.lvm.holding(fds))
 
     def path(self, name: str) -> str:
         return f"{self.lvm.group}/{name}"
 
     # To find
+
+    def has(self, each: LogicalVolume) -> bool:
+        """Whether it is one of these, as it was listed."""
+        return bool(_OURS.fullmatch(each.name)) and each.pool == self.thin_pool and {TAG, self.tag} <= each.tags
 
     def all(self) -> Found:
         return self._listed(self._ours)

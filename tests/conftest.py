@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.service import RunningService, running
+pytest.register_assert_rewrite("tests.support")  # what they assert tells its values too
+
+from tests.support.service import RunningService, running  # noqa: E402
 
 #: Begun first, longest first, so that no worker is left alone with one of them at the end.
 LONG = (

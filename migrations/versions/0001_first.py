@@ -105,7 +105,6 @@ def upgrade() -> None:
         sa.Column("host", sa.String(length=64), nullable=False),
         sa.Column("pid", sa.BigInteger(), nullable=False),
         sa.Column("ready", sa.Boolean(), nullable=False),
-        sa.Column("target", sa.Text(), nullable=True),
         sa.Column("beat_at", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("host", name=op.f("pk_workers")),
     )

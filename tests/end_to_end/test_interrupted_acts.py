@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.support.interruptions import Death, done_once, interrupted, used
+from tests.support.interruptions import (
+    MIB,
+    OF_ANYTHING,
+    OF_THE_WORKER,
+    ONE,
+    SIZE,
+    TWO,
+    Death,
+    PutOn,
+    done_once,
+    interrupted,
+    used,
+)
 from tests.support.service import RunningService, initiator_of
-from tests.support.shim import Brake
-
-ONE, TWO = "iqn.2026-11.org.example:one", "iqn.2026-11.org.example:two"
-MIB = 1 << 20
-SIZE = 64 * MIB
-PutOn = Callable[[str], Brake]
-OF_THE_WORKER = pytest.mark.parametrize("death", ["killed", "stopped"])
-OF_ANYTHING = pytest.mark.parametrize("death", ["killed", "stopped", "all killed"])
 
 
 def written(service: RunningService) -> str:
@@ -92,32 +95,19 @@ def test_a_revert_ends_once(braked: RunningService, brake: PutOn, plain_director
 
 
 @OF_THE_WORKER
-def test_a_delete_of_a_volume_ends_once(
-    braked: RunningService, brake: PutOn, plain_directory: Path, death: Death
+@pytest.mark.parametrize("kind", ["volume", "snapshot"])
+def test_a_delete_ends_once(
+    braked: RunningService, brake: PutOn, plain_directory: Path, kind: str, death: Death
 ) -> None:
     volume = written(braked)
     snapshot = snapshot_of(braked, volume)
+    gone = {"volume": volume, "snapshot": snapshot}[kind]
     size, count = used(braked)
     with interrupted(braked, brake("unlink"), death):
-        operation = braked.admin.start_operation(f"/v1/volumes/{volume}", "DELETE")
-    done_once(braked, operation, "volume.deleted", plain_directory)
+        operation = braked.admin.start_operation(f"/v1/{kind}s/{gone}", "DELETE")
+    done_once(braked, operation, f"{kind}.deleted", plain_directory)
     assert used(braked) == (size - SIZE, count - 1)
-    assert braked.admin.get(f"/v1/volumes/{volume}").status_code == 404
-    assert list(plain_directory.glob(f"*/{volume}*")) == []
-    read_back(braked, braked.admin.make_volume(SIZE, snapshot=snapshot)["id"])
-
-
-@OF_THE_WORKER
-def test_a_delete_of_a_snapshot_ends_once(
-    braked: RunningService, brake: PutOn, plain_directory: Path, death: Death
-) -> None:
-    volume = written(braked)
-    snapshot = snapshot_of(braked, volume)
-    size, count = used(braked)
-    with interrupted(braked, brake("unlink"), death):
-        operation = braked.admin.start_operation(f"/v1/snapshots/{snapshot}", "DELETE")
-    done_once(braked, operation, "snapshot.deleted", plain_directory)
-    assert used(braked) == (size - SIZE, count - 1)
-    assert braked.admin.get(f"/v1/snapshots/{snapshot}").status_code == 404
-    assert list(plain_directory.glob(f"*/{snapshot}*")) == []
-    read_back(braked, volume)
+    assert braked.admin.get(f"/v1/{kind}s/{gone}").status_code == 404
+    assert list(plain_directory.glob(f"*/{gone}*")) == []
+    left = volume if kind == "snapshot" else str(braked.admin.make_volume(SIZE, snapshot=snapshot)["id"])
+    read_back(braked, left)

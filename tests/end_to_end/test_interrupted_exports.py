@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from tests.support.initiator import Initiator, Writer, lost
-from tests.support.interruptions import Death, done_once, interrupted, standing, used
+from tests.support.interruptions import (
+    MIB,
+    OF_ANYTHING,
+    OF_THE_WORKER,
+    ONE,
+    SIZE,
+    TWO,
+    Death,
+    PutOn,
+    done_once,
+    interrupted,
+    standing,
+    used,
+)
 from tests.support.service import RunningService, initiator_of, wait_until
-from tests.support.shim import Brake
-
-ONE, TWO = "iqn.2026-11.org.example:one", "iqn.2026-11.org.example:two"
-MIB = 1 << 20
-SIZE = 64 * MIB
-PutOn = Callable[[str], Brake]
-OF_THE_WORKER = pytest.mark.parametrize("death", ["killed", "stopped"])
-OF_ANYTHING = pytest.mark.parametrize("death", ["killed", "stopped", "all killed"])
 
 
 def is_refused(initiator: Initiator) -> bool:

@@ -10,6 +10,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import pytest
+
 from app.db import Database
 from tests.support import invariants
 from tests.support.service import RunningService, wait_until
@@ -17,6 +19,15 @@ from tests.support.shim import Brake
 
 #: The worker is killed; it is stopped, and killed by its supervisor; all is killed, tgtd too, and started again.
 Death = Literal["killed", "stopped", "all killed"]
+
+
+ONE, TWO = "iqn.2026-11.org.example:one", "iqn.2026-11.org.example:two"
+MIB = 1 << 20
+SIZE = 64 * MIB
+#: Puts on the brake of that name.
+PutOn = Callable[[str], Brake]
+OF_THE_WORKER = pytest.mark.parametrize("death", ["killed", "stopped"])
+OF_ANYTHING = pytest.mark.parametrize("death", ["killed", "stopped", "all killed"])
 
 
 @contextmanager
@@ -45,10 +56,16 @@ def interrupted(
 def _caught(service: RunningService, worker: int, reached: Callable[[], object]) -> bool:
     """Look while the worker stands still, and leave it so if it is where it is to die: it gets no further."""
     service.kill(worker, signal.SIGSTOP)
+    wait_until(lambda: _stands_still(worker), what="the stop")  # not all of its threads stop at once
     if reached():
         return True
     service.kill(worker, signal.SIGCONT)
     return False
+
+
+def _stands_still(pid: int) -> bool:
+    states = (stat.read_text().rpartition(")")[2].split()[0] for stat in Path(f"/proc/{pid}/task").glob("*/stat"))
+    return all(state == "T" for state in states)
 
 
 def done_once(service: RunningService, operation: str, told: str, pool: Path) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pools.lvm import LvmPool
 from tests.lio.inside.lio_house import house as house
 from tests.lio.inside.lio_house import suspendable as suspendable
 from tests.lio.kernel import INSIDE, JOB
@@ -63,6 +64,14 @@ def pool_group(test_kernel: None, tmp_path_factory: pytest.TempPathFactory) -> I
     """A thin pool of 512 MiB, shared by all tests; tests.support.thinpools makes others."""
     with thin_pool(tmp_path_factory.mktemp("lvm"), "stratus-test", 512 << 20) as pool:
         yield pool
+
+
+@pytest.fixture(scope="module")
+def active(pool_group: ThinPool) -> LvmPool:
+    """The pool in `pool_group`."""
+    pool = LvmPool("default", pool_group.path)
+    pool.activate()
+    return pool
 
 
 def wipe_lio() -> None:

@@ -18,13 +18,6 @@ from tests.support.thinpools import ThinPool
 from tests.support.thinvolumes import CHUNK, EXTENT, emptied
 
 
-@pytest.fixture(scope="module")
-def active(pool_group: ThinPool) -> LvmPool:
-    pool = LvmPool("default", pool_group.path)
-    pool.activate()
-    return pool
-
-
 @pytest.fixture
 def pool(active: LvmPool) -> Iterator[LvmPool]:
     yield active

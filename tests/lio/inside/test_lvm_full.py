@@ -13,7 +13,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from pools import PoolFull, PoolUnusable, SizeTooLarge
-from pools.lvm import METADATA_LIMIT, LvmPool
+from pools.lvm import LvmPool
+from pools.lvm_thinpool import METADATA_LIMIT
 from tests.pools.behaviour import items
 from tests.pools.support import MIB, read, write
 from tests.support.thinpools import ThinPool, lvm, thin_pool

@@ -12,8 +12,8 @@ from uuid import UUID
 
 import pytest
 
-from blockdev.locks import FileLock
-from pools.lvm import LOCK_DIR, LvmPool
+from blockdev.locks import HOST_LOCKS, FileLock
+from pools.lvm import LvmPool
 from tests.pools.behaviour import items
 from tests.pools.support import read, write
 from tests.support.killing import killed_after, killed_by_itself
@@ -119,7 +119,7 @@ def test_sweep_finishes_and_undoes(pool: LvmPool, pool_group: ThinPool) -> None:
     for name in (staged, late, heir):
         lvm("lvcreate", "--snapshot", f"{group}/stratus-s-{SNAPSHOT}", "--name", name, *tags)
     assert {id for kind, id, _ in items(pool) if kind == "volume"} == {VOLUME, SNAPSHOT}
-    lock = FileLock(LOCK_DIR / f"{group.replace('-', '--')}-{pool_group.name}.{NEW.int % 64:02}")
+    lock = FileLock(HOST_LOCKS / f"{group.replace('-', '--')}-{pool_group.name}.{NEW.int % 64:02}")
     with lock:
         assert staged not in pool.sweep()
         assert staged in names(pool_group)

@@ -9,9 +9,9 @@ from uuid import UUID, uuid4
 import pytest
 
 from blockdev.command import run
-from blockdev.locks import FileLock
+from blockdev.locks import HOST_LOCKS, FileLock
 from pools import PoolFailed
-from pools.lvm import LOCK_DIR, LvmPool
+from pools.lvm import LvmPool
 from pools.lvm_devices import node
 from tests.pools.support import read, write
 from tests.support.thinpools import ThinPool
@@ -33,13 +33,6 @@ LOOKS: dict[str, Callable[[LvmPool, UUID], object]] = {
     "inventory": lambda pool, volume: pool.inventory(),
     "foreign": lambda pool, volume: pool.foreign(),
 }
-
-
-@pytest.fixture(scope="module")
-def active(pool_group: ThinPool) -> LvmPool:
-    pool = LvmPool("default", pool_group.path)
-    pool.activate()
-    return pool
 
 
 @pytest.fixture
@@ -111,7 +104,7 @@ def test_what_is_being_worked_on_is_left_alone(pool: LvmPool, pool_group: ThinPo
     hasty = LvmPool("default", pool_group.path, pool_id=pool.pool_id, deadline=2.0)
     hasty.activate()
     suspend(device(pool_group, volume))
-    with FileLock(LOCK_DIR / f"{node(pool_group.group, pool_group.name).name}.{volume.int % 64:02}"):
+    with FileLock(HOST_LOCKS / f"{node(pool_group.group, pool_group.name).name}.{volume.int % 64:02}"):
         assert hasty.sweep() == []
         hasty.activate()
         with pytest.raises(PoolFailed, match="still locked"):

@@ -19,13 +19,6 @@ from tests.support.thinpools import ThinPool
 from tests.support.thinvolumes import EXTENT, emptied, running_udevd
 
 
-@pytest.fixture(scope="module")
-def active(pool_group: ThinPool) -> LvmPool:
-    pool = LvmPool("default", pool_group.path)
-    pool.activate()
-    return pool
-
-
 @pytest.fixture
 def udev() -> Iterator[None]:
     with running_udevd():
