@@ -10,13 +10,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("app", "iscsi", "pools", "blockdev", "stratus", "migrations")
-STORAGE = ("iscsi", "pools")
+ROOMS = ("app", "iscsi", "imagecache", "pools", "blockdev", "stratus", "migrations")
+STORAGE = ("iscsi", "imagecache", "pools")
 #: What each room may import beside the standard library and itself; "app" has rules of its own below.
 MAY = {
     "blockdev": set[str](),
     "iscsi": {"blockdev", "rtslib_fb"},
     "pools": {"blockdev"},
+    "imagecache": {
+        "blockdev",
+        "requests",
+        "urllib3",
+        "lxml",
+        "signxml",
+        "cryptography",
+        "isal",
+        "zstandard",
+        "oslo_utils",
+    },
     "stratus": {"blockdev", "click", "requests", "platformdirs"},
 }
 #: The modules of app that act outside the database, or watch what is there.
