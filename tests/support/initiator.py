@@ -278,10 +278,13 @@ class Bare:
         """The last step of the login: now it is a session. LIO wants each of its keys answered, tgt none."""
         self._login(0x87, _OPERATIONAL)
 
-    def command(self, cdb: bytes, length: int) -> bytes:
-        """Send a command that reads at most `length` bytes; returns the data. Repeats after UNIT ATTENTION."""
+    def command(self, cdb: bytes, length: int, flags: int = 0xC1, sent: bytes = b"") -> bytes:
+        """Send a command that reads at most `length` bytes; returns the data. Repeats after UNIT ATTENTION.
+
+        `flags` say otherwise, truly or not; `sent` is data that goes with the command itself.
+        """
         for _ in range(3):
-            self._send(0x01, 0xC1, struct.pack(">Q", self._who.lun << 48), length, cdb.ljust(16, b"\0"))
+            self._send(0x01, flags, struct.pack(">Q", self._who.lun << 48), length, cdb.ljust(16, b"\0"), sent)
             data = b""
             opcode, flags, status, payload = self._receive()
             while opcode == 0x25 and not flags & 1:
@@ -302,10 +305,10 @@ class Bare:
             raise InitiatorError(f"login refused ({answer[36] * 256 + answer[37]})")
         return dict(pair.split("=", 1) for pair in payload.decode().split("\0") if pair)
 
-    def _send(self, opcode: int, flags: int, lun: bytes, length: int, cdb: bytes) -> None:
-        header = struct.pack(">BBHI8sIIII", opcode, flags, 0, 0, lun, self._sequence, length, self._sequence,
+    def _send(self, opcode: int, flags: int, lun: bytes, length: int, cdb: bytes, sent: bytes) -> None:
+        header = struct.pack(">BBHI8sIIII", opcode, flags, 0, len(sent), lun, self._sequence, length, self._sequence,
                              self._status)  # fmt: skip
-        self._socket.sendall(header + cdb)
+        self._socket.sendall(header + cdb + sent + bytes(-len(sent) % 4))
         self._sequence += 1
 
     def _receive(self) -> tuple[int, int, int, bytes]:
