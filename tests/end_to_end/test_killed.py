@@ -54,7 +54,7 @@ def test_a_writer_survives_the_death_of_the_worker(survivor: RunningService) -> 
     service = survivor
     attachment, one = service.attached(ONE)
     serving, before = service.serving(), service.worker_pid()
-    with Writer(one) as writer, one.bare() as session:
+    with Writer(one) as writer, one.bare() as bare, bare.attended() as session:
         service.kill(before)
         wait_until(lambda: service.worker_pid() != before, 60, "another worker")
         wait_until(service.is_ready, 60, "the service")
@@ -88,7 +88,7 @@ def test_a_target_that_outlives_the_service_is_adopted(serve: Serve, victims: st
     service = serve(**TWO_SESSIONS)
     attachment, one = service.attached(ONE)
     serving = service.serving()
-    with Writer(one) as writer, one.bare() as session:
+    with Writer(one) as writer, one.bare() as bare, bare.attended() as session:
         if victims == "supervisor":
             assert service.process is not None
             service.process.kill()

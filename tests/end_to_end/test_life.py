@@ -109,7 +109,7 @@ def test_keep_target_restarts_the_service_without_an_outage(serve: Serve) -> Non
     service = serve(arguments=("--keep-target",), STRATUS_ATTACHMENTS__MAX_SESSIONS="2")
     attachment, one = service.attached(ONE)
     serving = service.serving()
-    with Writer(one) as writer, one.bare() as session:
+    with Writer(one) as writer, one.bare() as bare, bare.attended() as session:
         assert service.stop() == 0
         assert service.pids() == serving
         writer.wait_rounds(20)  # while nothing but the target runs

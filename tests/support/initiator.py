@@ -249,6 +249,7 @@ class Bare:
 
     def __init__(self, who: Initiator, source: str = "", alias: str = "") -> None:
         self._who, self._alias, self._sequence, self._status = who, alias, 1, 0
+        self._one_at_a_time = threading.Lock()
         host, _, port = who.portal.rpartition(":")
         self._isid = b"\x80" + os.urandom(3) + b"\0\0"
         self._socket = socket.create_connection((host.strip("[]"), int(port)), 30, (source, 0) if source else None)
@@ -261,6 +262,24 @@ class Bare:
 
     def close(self) -> None:
         self._socket.close()
+
+    @contextlib.contextmanager
+    def attended(self) -> Iterator[Bare]:
+        """A session that is used now and then: LIO ends one whose initiator does not answer its pings for 45 s."""
+        leaving = threading.Event()
+
+        def attend() -> None:
+            with contextlib.suppress(InitiatorError, OSError):  # the next command will tell
+                while not leaving.wait(1):
+                    self.command(bytes(6), 0)
+
+        thread = threading.Thread(target=attend, daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            leaving.set()
+            thread.join(60)
 
     def authenticate(self) -> None:
         """The security stage: names, CHAP. The target has checked the ACL and the account when it returns."""
@@ -283,13 +302,17 @@ class Bare:
 
         `flags` say otherwise, truly or not; `sent` is data that goes with the command itself.
         """
+        with self._one_at_a_time:
+            return self._command(cdb, length, flags, sent)
+
+    def _command(self, cdb: bytes, length: int, flags: int, sent: bytes) -> bytes:
         for _ in range(3):
             self._send(0x01, flags, struct.pack(">Q", self._who.lun << 48), length, cdb.ljust(16, b"\0"), sent)
             data = b""
-            opcode, flags, status, payload = self._receive()
-            while opcode == 0x25 and not flags & 1:
+            opcode, answered, status, payload = self._receive()
+            while opcode == 0x25 and not answered & 1:
                 data += payload
-                opcode, flags, status, payload = self._receive()
+                opcode, answered, status, payload = self._receive()
             data += payload if opcode == 0x25 else b""
             if status == 0:
                 return data

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from app.config import read_effective
 from iscsi.lio import LioTarget
@@ -159,7 +160,13 @@ def dying(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("number", [1, 3, 5, 7, 9])
+def quick(last: int, chosen: set[int]) -> list[ParameterSet]:
+    """The numbers from 1 to `last`; but for the chosen ones they are for make test-slow."""
+    marks = {number: () if number in chosen else (pytest.mark.slow,) for number in range(1, last + 1)}
+    return [pytest.param(number, marks=mark) for number, mark in marks.items()]
+
+
+@pytest.mark.parametrize("number", quick(10, {2, 5, 8}))
 def test_an_attach_whose_worker_is_killed_is_ended_by_its_successor(
     service: RunningService, dying: Path, number: int
 ) -> None:
@@ -177,7 +184,7 @@ def test_an_attach_whose_worker_is_killed_is_ended_by_its_successor(
     assert one.login_error() is not None
 
 
-@pytest.mark.parametrize("number", [1, 2, 3, 4])
+@pytest.mark.parametrize("number", quick(4, {1, 3}))
 def test_a_detach_whose_worker_is_killed_is_ended_by_its_successor(
     service: RunningService, dying: Path, number: int
 ) -> None:

@@ -1,6 +1,6 @@
 """tests/end_to_end/test_reconcile.py on LIO, with the kernel in the hands of somebody else.
 
-What tgt's own is: rights that are bound to a target one by one (here they are layers of an ACL, and test_behaviour
+What stays tgt's own: rights that are bound to a target one by one (here they are layers of an ACL, and test_behaviour
 alters each), and the number of a target that somebody else has taken (LIO has none).
 """
 
@@ -62,10 +62,25 @@ def behind(service: RunningService) -> BehindItsBack:
     return BehindItsBack(service)
 
 
+def test_a_foreign_target_is_told_with_its_backstore_and_left_alone(
+    service: RunningService, behind: BehindItsBack, tmp_path: Path
+) -> None:
+    """As tgt's, where a target has nothing beside it."""
+    theirs = behind.make(tmp_path / "foreign.raw", 902, tgt.FOREIGN)
+    try:
+        target, backstore = tgt.reconcile(service, "--dry-run").splitlines()
+        assert target == f"foreign  {'-':36} {tgt.FOREIGN}:{theirs} is not ours -> leave it alone"
+        assert backstore.startswith(f"foreign  {'-':36} iblock_")
+        assert backstore.endswith(f"/{tgt.FOREIGN}:{theirs} is not ours -> leave it alone")
+        assert tgt.reconcile(service).splitlines() == [target, backstore]
+        assert behind.target(tgt.FOREIGN).inventory()[0].complete
+    finally:
+        behind.target(tgt.FOREIGN).remove(theirs)
+
+
 test_nothing_is_said_when_nothing_differs = tgt.test_nothing_is_said_when_nothing_differs
 test_a_target_that_was_deleted = tgt.test_a_target_that_was_deleted_is_made_again_with_the_same_secret
 test_a_target_that_nobody_asked_for_is_removed = tgt.test_a_target_that_nobody_asked_for_is_removed
-test_a_foreign_target = tgt.test_a_foreign_target_is_told_and_left_alone
 test_bytes_without_a_record = tgt.test_bytes_without_a_record_are_told_and_kept
 test_a_volume_without_its_bytes = tgt.test_a_volume_without_its_bytes_is_in_error_until_they_are_back
 test_a_volume_that_shrank = tgt.test_a_volume_that_shrank_is_in_error_until_it_is_whole
