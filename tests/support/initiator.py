@@ -223,15 +223,17 @@ class Writer:
         self.process.stdin.writelines(f"aio_write -P {pattern} {offset} {self.BLOCK}\n" for offset in offsets)
         self.process.stdin.write("aio_flush\n")
         self.process.stdin.flush()
-        answered = 0
-        while answered < self._depth:
+        failed = answered = 0
+        while answered + failed < self._depth:
             line = self.process.stdout.readline()
             if not line:
                 raise EOFError("end of output")
             if _FAILURE.search(line):
                 self.errors.append(line.strip())
-                answered += 1
+                failed += 1
             answered += "wrote " in line
+        if failed:
+            raise EOFError(f"{failed} of {self._depth} writes failed")  # which of them, qemu-io does not tell
         self.expected |= dict.fromkeys(offsets, pattern)
         with self._round:
             self.rounds += 1
