@@ -108,8 +108,10 @@ class WriteBrake(Brake):
         self.device.release()
 
     def holds(self) -> bool:
-        """Whether a loop device that LIO exports from waits for a write. qemu-io flushes after each of its writes: if it
-        is a flush that was caught, which is not counted, that is let go, to catch the next write perhaps."""
+        """Whether a loop device that LIO exports from waits for a write.
+
+        qemu-io flushes after each of its writes. If a flush was caught, which is not counted, that is let go.
+        """
         counts = (path.read_text().split() for path in Path("/sys/block").glob("loop*/inflight"))
         if any(int(writes) for _, writes in counts):
             return True
