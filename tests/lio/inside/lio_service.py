@@ -7,11 +7,11 @@ that tgtd is held in is one that the kernel makes, so what is held is the device
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -44,6 +44,15 @@ class HeldDevice:
     point: Path
     name: str
 
+    def users(self) -> list[Path]:
+        """The counts of what waits (reads, writes) of each loop device over one of its files."""
+        found = []
+        for file in Path("/sys/block").glob("loop*/loop/backing_file"):
+            with contextlib.suppress(OSError):  # detached just now
+                if file.read_text().startswith(f"{self.point}/"):
+                    found.append(file.parents[1] / "inflight")
+        return found
+
     def hold(self) -> None:
         _dmsetup("suspend", "--nolockfs", "--noflush", self.name)
 
@@ -57,7 +66,7 @@ def held_device(on_lio: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield device
 
 
-@contextmanager
+@contextlib.contextmanager
 def _held_device(workdir: Path) -> Iterator[HeldDevice]:
     image, name, size = workdir / "image", f"held-{uuid4().hex[:8]}", 768 * MIB
     with image.open("wb") as file:
@@ -112,8 +121,8 @@ class WriteBrake(Brake):
 
         qemu-io flushes after each of its writes. If a flush was caught, which is not counted, that is let go.
         """
-        counts = (path.read_text().split() for path in Path("/sys/block").glob("loop*/inflight"))
-        if any(int(writes) for _, writes in counts):
+        assert self.device
+        if any(int(path.read_text().split()[1]) for path in self.device.users()):
             return True
         if time.monotonic() > self.since + 1.5:
             self.off()
