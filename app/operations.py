@@ -46,6 +46,10 @@ class Kind:
     ends_it: bool = False
 
 
+KEEP = ("look at what it claims to be, in a sandbox", "make a fresh qcow2 of it", "commit it to the cache")
+FETCH = ("find what is said about the image", "judge it by the policy", "download and verify it", *KEEP)
+FROM_IMAGE = ("wait for the image", "make the pool's golden copy of it, once", "clone it", "extend to the size")
+
 KINDS = {
     kind.name: kind
     for kind in (
@@ -64,6 +68,19 @@ KINDS = {
             "snapshot.delete", "data", ("remove the backing", "delete the record and give the quota back"), ends_it=True
         ),
         Kind("site.reconcile", "data", ("compare every layer with the database", "converge each volume")),
+        Kind("volume.from-image", "data", FROM_IMAGE, True),
+        Kind("image.fetch", "image", FETCH, True),
+        Kind("image.from-volume", "image", ("read the source's bytes", *KEEP), True),
+        Kind("image.commit", "image", ("verify what was sent", *KEEP), True),
+        Kind("image.join", "data", ("judge the image by the policy of today",)),
+        Kind("image.judge", "image", ("find what is said about the image", "judge each entry by the policy"), True),
+        Kind("image.scrub", "image", ("read the image again", "set it aside and fetch it anew if it is rotten")),
+        Kind(
+            "image.delete",
+            "data",
+            ("remove the file, and its golden copies, with the last record of it", "delete the record"),
+            ends_it=True,
+        ),
         Kind("attachment.attach", "export", ("make target and LUN", "bind the account", "admit the initiator")),
         Kind(
             "attachment.detach",

@@ -16,9 +16,9 @@ from sqlalchemy import ColumnElement, Update, bindparam, update
 from sqlalchemy.orm import Session
 
 from app.db import change
-from app.models import Attachment, Operation, Snapshot, Volume
+from app.models import Attachment, Image, Operation, Snapshot, Volume
 
-Stateful = type[Volume] | type[Snapshot] | type[Attachment] | type[Operation]
+Stateful = type[Volume] | type[Snapshot] | type[Attachment] | type[Operation] | type[Image]
 
 #: state → the states it may be entered from
 TRANSITIONS: dict[Stateful, dict[str, tuple[str, ...]]] = {
@@ -39,6 +39,12 @@ TRANSITIONS: dict[Stateful, dict[str, tuple[str, ...]]] = {
         "detaching": ("attaching", "attached", "error"),
         "detached": ("detaching",),
         "error": ("attaching", "attached"),
+    },
+    Image: {
+        "fetching": ("receiving", "available", "error"),
+        "available": ("fetching",),
+        "deleting": ("receiving", "available", "error"),
+        "error": ("fetching", "available", "deleting", "error"),
     },
     Operation: {
         "running": ("queued", "running"),
@@ -66,7 +72,7 @@ def transition(
     """Move one row to state `to` if its state (and `conditions`) allow it; True when this call did it."""
     sources = TRANSITIONS[model][to]
     allowed = sources if only_from is None else tuple(s for s in sources if s in set(only_from))
-    if model in (Volume, Snapshot):
+    if model in (Volume, Snapshot, Image):
         values.setdefault("updated_at", now())
     statement = _transition(model, to, allowed, tuple(values))
     if conditions:

@@ -182,7 +182,7 @@ def operation_document(operation: Operation) -> OperationDocument:
     error = {"code": operation.error_code, "detail": operation.error_detail or ""} if operation.error_code else None
     values: dict[str, Any] = {
         name: getattr(operation, name)
-        for name in ("id", "kind", "state", "progress", "message", "created_at", "started_at", "finished_at")
+        for name in ("id", "kind", "state", "progress", "message", "result", "created_at", "started_at", "finished_at")
     }
     resource = {"kind": operation.resource_kind, "id": operation.resource_id}
     return OperationDocument.model_validate(values | {"error": error, "resource": resource})
