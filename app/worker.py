@@ -20,7 +20,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 from app import operations
 from app.models import Operation, WorkerBeat
 from app.notify import DONE, WORK, Bus
-from app.operations import KINDS, Cancelled, Lost, finish, put_back, queued_behind
+from app.operations import EVERYTHING, KINDS, LANES, Cancelled, Lost, finish, put_back, queued_behind
 from app.outside import Outside
 from app.states import now
 from app.steps import HANDLERS
@@ -30,7 +30,6 @@ from iscsi.target import TargetError, TargetLimit, TargetUnavailable
 from pools import BackingMissing, PoolError, PoolFailed, PoolFull, PoolUnusable, SizeMismatch, SizeTooLarge
 
 log = structlog.get_logger()
-LANES = ("data", "export")
 #: Looks for work that nobody announced, seconds.
 POLL = 1.0
 #: What is worth trying again by itself, and how often, before a client is told.
@@ -124,7 +123,7 @@ class Worker:
             session.merge(WorkerBeat(host=self._host, pid=os.getpid(), ready=self.ready.is_set(), beat_at=now()))
 
     def _dispatch(self, lane: str) -> None:
-        width = self.outside.settings.worker.threads
+        width = self._width(lane)
         free = threading.Semaphore(width)
         with ThreadPoolExecutor(width, thread_name_prefix=lane) as pool:
             while not self.stopping.is_set():
@@ -137,16 +136,21 @@ class Worker:
                     continue
                 pool.submit(self._run, operation).add_done_callback(lambda _: free.release())
 
+    def _width(self, lane: str) -> int:
+        settings = self.outside.settings
+        return settings.images.fetches if lane == "image" else settings.worker.threads
+
     def _claim(self, lane: str) -> Operation | None:
         if lane == "export" and not self.ready.wait(POLL):  # without its target a volume can still be made and copied
             self._wake[lane].set()
             return None
         database, lease = self.outside.database, self.outside.settings.worker.lease
+        share = max(1, self._width(lane) - 1) if lane == "image" else EVERYTHING
         try:
-            waiting = operations.claimable(database, lane)
+            waiting = operations.claimable(database, lane, share)
             if waiting > 1:
                 self._wake[lane].set()  # look again, whatever becomes of this one
-            return operations.claim(database, self.name, lane, lease) if waiting else None
+            return operations.claim(database, self.name, lane, lease, share) if waiting else None
         except SQLAlchemyError as error:
             log.warning("claim failed", cause=str(error))
             return None
