@@ -21,14 +21,14 @@ from blockdev.command import CommandFailed, Output
 
 Format = Literal["raw", "qcow2"]
 Run = Callable[[Sequence[str]], Output]
-#: Runs a tool and gives its stdout as it comes, undecoded; raises as a Run does, at the end.
+#: Runs a tool and gives its stdout as it comes, undecoded, and b"" now and then; raises as a Run does, at the end.
 Stream = Callable[[Sequence[str]], Iterator[bytes]]
 
 _PERCENT = re.compile(rb"\(([0-9]{1,3}\.[0-9]{2})/100%\)")
 _NO_ROOM = ("No space left on device", "Disk quota exceeded")
 #: A file grown past RLIMIT_FSIZE: prlimit(2), EFBIG.
 _TOO_LARGE = "File too large"
-_KILLED_BY_SIZE = (-signal.SIGXFSZ, 128 + signal.SIGXFSZ)
+KILLED_BY_SIZE = (-signal.SIGXFSZ, 128 + signal.SIGXFSZ)
 _NOT_CHECKED, _CORRUPT, _LEAKS = 1, 2, 3
 
 
@@ -81,7 +81,8 @@ def check(run: Run, path: Path | PurePosixPath) -> Check:
 
 
 def convert_to_qcow2(stream: Stream, source: str, target: Path | PurePosixPath) -> Iterator[float]:
-    """`qemu-img convert` into a fresh qcow2 without backing, compression or lazy refcounts; yields percents done.
+    """`qemu-img convert` into a fresh qcow2 without backing, compression or lazy refcounts; yields percents done,
+    over and over.
 
     Clusters are written in order, and those of zeros not at all: the same content always makes the same file. Raises
     NoRoom, OutgrewLimit, Unreadable.
@@ -113,15 +114,17 @@ def create_overlay(run: Run, path: Path, backing: Path, backing_format: Format, 
 
 def _convert(stream: Stream, arguments: Sequence[str]) -> Iterator[float]:
     try:
+        done = 0.0
         for said in stream(["qemu-img", "convert", "-p", *arguments]):
-            yield from (float(number) for number in _PERCENT.findall(said)[-1:])
+            done = max([done, *map(float, _PERCENT.findall(said)[-1:])])
+            yield done
     except CommandFailed as error:
         raise _named(error) from error
 
 
 def _named(error: CommandFailed) -> QemuImgError:
     reason = error.stderr.strip() or f"exit code {error.returncode}"
-    if error.returncode in _KILLED_BY_SIZE or _TOO_LARGE in reason:
+    if error.returncode in KILLED_BY_SIZE or _TOO_LARGE in reason:
         return OutgrewLimit(reason)
     return NoRoom(reason) if any(words in reason for words in _NO_ROOM) else Unreadable(reason)
 

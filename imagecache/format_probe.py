@@ -1,6 +1,6 @@
 """What a file is, and what is said in the header of a qcow2. Runs in the sandbox, as a program of its own:
 
-    python -I format_probe.py FILE        prints one JSON object: {"formats": […], "size": …, "refusal": null or […]}
+    python -I -S format_probe.py PACKAGES FILE    prints {"formats": […], "size": …, "refusal": null or […]}
 
 It imports the standard library and oslo.utils' format inspector, nothing of ours, and trusts no byte: what it prints is
 judged again by who started it. `formats` are all whose magic is found where that format keeps one, beside raw; "gpt"
@@ -196,5 +196,6 @@ def probe(file: BinaryIO) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    with open(sys.argv[1], "rb") as image:
+    sys.path.append(sys.argv[1])
+    with open(sys.argv[2], "rb") as image:
         print(json.dumps(probe(image)))
