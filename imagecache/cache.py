@@ -311,7 +311,7 @@ def full_disks_told() -> Iterator[None]:
 
 def _take_over(file: Path) -> None:
     """Make the file ours and read-only: it was written in the sandbox, by its user, who could change its mode."""
-    fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
+    fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
