@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
@@ -225,19 +226,21 @@ def take_checksums(url: str) -> tuple[str, dict[str, str]]:
 
 
 def matches(entry: Entry, fetched: Fetched) -> bool:
-    """By the strongest checksum that it gives; weaker ones are no proof of anything."""
-    return entry.strongest is not None and any(
-        stream.get(entry.strongest[0]) == entry.strongest[1] for stream in _streams(fetched)
-    )
+    """Whether the bytes, as sent or as kept, have every checksum that the entry gives: by its strongest they are the
+    image, and one that contradicts it would open lists of what is allowed to something else."""
+    return entry.strongest is not None and _has(fetched, entry.checksums)
 
 
 def _streams(fetched: Fetched) -> tuple[Mapping[str, str], ...]:
     return fetched.stored_digests, fetched.digests
 
 
-def _has(fetched: Fetched, demanded: Mapping[str, str]) -> bool:
-    """One stream has all of them."""
-    return any(all(stream.get(name) == digest for name, digest in demanded.items()) for stream in _streams(fetched))
+def _has(fetched: Fetched, checksums: Mapping[str, str]) -> bool:
+    return any(map(partial(_says, checksums), _streams(fetched)))
+
+
+def _says(checksums: Mapping[str, str], stream: Mapping[str, str]) -> bool:
+    return all(stream.get(name) == digest for name, digest in checksums.items())
 
 
 def _agreeing(entries: Iterable[Entry], demanded: Mapping[str, str]) -> tuple[Entry, ...]:
@@ -268,9 +271,7 @@ def _first(url: str, locations: Iterable[str]) -> tuple[str, ...]:
 
 def _completed(entry: Entry, fetched: Fetched) -> Entry:
     """With all that was computed of the stream that it is about, so that a deny list sees the image by every name."""
-    assert entry.strongest is not None
-    algorithm, digest = entry.strongest
-    stream = next(stream for stream in _streams(fetched) if stream.get(algorithm) == digest)
+    stream = next(filter(partial(_says, entry.checksums), _streams(fetched)))
     locations = entry.locations or (fetched.location,)
     identifier = identifier_of(stream["sha1"]) if "sha1" in stream else entry.identifier
     return replace(entry, identifier=identifier, checksums=dict(stream), locations=locations)
