@@ -206,14 +206,43 @@ REFUSALS = frozenset(
         "size-too-small",
     }
 )
-#: Refusals of images (`imagecache.errors`, which the API's processes do not load) that lie at the service or the origin.
+#: Refusals of images, by the codes of `imagecache.errors`, which the API's processes do not load.
+IMAGE_REFUSALS = frozenset(
+    {
+        "image-failed",
+        "bad-reference",
+        "no-image-entry",
+        "bad-metadata",
+        "bad-signature",
+        "bad-checksum-file",
+        "policy-refused",
+        "bad-url",
+        "address-refused",
+        "too-many-redirects",
+        "wrong-digest",
+        "wrong-size",
+        "truncated",
+        "bad-compression",
+        "image-too-large",
+        "bad-format",
+        "has-backing-file",
+        "has-data-file",
+        "has-internal-snapshots",
+        "encrypted-image",
+        "unknown-features",
+        "damaged-image",
+        "image-not-available",
+    }
+)
+#: Likewise, where it lies at the service or at the image's origin.
 UNWELL = frozenset({"unreachable", "sandbox-failed", "image-cache-full", "image-cache-unusable", "image-not-cached"})
 
 
 def problem_of(operation: Operation) -> Problem:
     """What a client is told of a failed or cancelled operation it waited for."""
     code = operation.error_code or operation.state
-    status = 409 if code in REFUSALS else 503 if code.startswith(("target-", "pool-")) else 500
+    unwell = code in UNWELL or code.startswith(("target-", "pool-"))
+    status = 409 if code in REFUSALS | IMAGE_REFUSALS else 503 if unwell else 500
     return Problem(status, code, operation.error_detail or f"The operation {operation.kind} was {operation.state}.")
 
 

@@ -65,6 +65,7 @@ def transition(
     model: Stateful,
     identifier: UUID,
     to: str,
+    /,
     *conditions: ColumnElement[bool],
     only_from: Iterable[str] | None = None,
     **values: Any,

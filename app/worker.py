@@ -24,8 +24,9 @@ from app.operations import EVERYTHING, KINDS, LANES, Cancelled, Lost, finish, pu
 from app.outside import Outside
 from app.states import now
 from app.steps import HANDLERS
-from app.steps.job import Again, CloneNeedsDetach, Elsewhere, Job, Settle, SnapshotNeedsDetach, Vanished
+from app.steps.job import Again, CloneNeedsDetach, Elsewhere, Job, Refusal, Settle, SnapshotNeedsDetach, Vanished
 from blockdev.command import CommandError
+from imagecache.errors import CacheUnusable, ImageError, Unreachable
 from iscsi.target import TargetError, TargetLimit, TargetUnavailable
 from pools import BackingMissing, PoolError, PoolFailed, PoolFull, PoolUnusable, SizeMismatch, SizeTooLarge
 
@@ -33,7 +34,16 @@ log = structlog.get_logger()
 #: Looks for work that nobody announced, seconds.
 POLL = 1.0
 #: What is worth trying again by itself, and how often, before a client is told.
-TRANSIENT = (PoolUnusable, PoolFailed, OperationalError, IntegrityError, CommandError, TargetUnavailable, OSError)
+TRANSIENT = (
+    PoolUnusable,
+    PoolFailed,
+    OperationalError,
+    IntegrityError,
+    CommandError,
+    TargetUnavailable,
+    CacheUnusable,
+    OSError,
+)
 ATTEMPTS = 5
 
 CODES: tuple[tuple[type[Exception], str], ...] = (
@@ -54,7 +64,21 @@ CODES: tuple[tuple[type[Exception], str], ...] = (
 )
 
 
+#: Of a server that does not answer a fetch has asked often already.
+FETCH_ATTEMPTS = 3
+
+
+def is_transient(error: Exception, attempt: int) -> bool:
+    """Whether to try again, after that many tries, what failed like this."""
+    if isinstance(error, Unreachable):
+        final = error.status is not None and 400 <= error.status < 500 and error.status not in (408, 425, 429)
+        return not final and attempt < FETCH_ATTEMPTS
+    return isinstance(error, TRANSIENT) and attempt < ATTEMPTS
+
+
 def code_of(error: Exception) -> str:
+    if isinstance(error, ImageError | Refusal):
+        return error.code
     return next((code for kind, code in CODES if isinstance(error, kind)), "internal-error")
 
 
@@ -201,6 +225,8 @@ class Worker:
             others = queued_behind(session, operation)
         if others:
             self._wake[operation.lane].set()
+        if operation.lane == "image":
+            self._wake["data"].set()  # volumes wait for images
         self._bus.announce(DONE, str(operation.id))
 
     def _later(self, operation: Operation, delay: float, message: str, *, failed: bool) -> None:
@@ -217,7 +243,7 @@ class Worker:
         log.warning("operation failed", kind=operation.kind, operation=str(operation.id), attempt=operation.attempt,
                     exc_info=error)  # fmt: skip
         fence = operation.kind == "attachment.detach"
-        if fence or (isinstance(error, TRANSIENT) and operation.attempt < ATTEMPTS):
+        if fence or is_transient(error, operation.attempt):
             delay = min(0.1 * 2 ** min(operation.attempt, 10), 10.0)
             self._later(operation, delay, f"trying again: {told(error)}", failed=True)
         else:

@@ -26,6 +26,8 @@ Stream = Callable[[Sequence[str]], Iterator[bytes]]
 
 _PERCENT = re.compile(rb"\(([0-9]{1,3}\.[0-9]{2})/100%\)")
 _NO_ROOM = ("No space left on device", "Disk quota exceeded")
+#: Of a cluster that a check was to count (block/qcow2-refcount.c).
+_PAST_END = "exceeding the end of the file"
 #: A file grown past RLIMIT_FSIZE: prlimit(2), EFBIG.
 _TOO_LARGE = "File too large"
 KILLED_BY_SIZE = (-signal.SIGXFSZ, 128 + signal.SIGXFSZ)
@@ -50,12 +52,12 @@ class Unreadable(QemuImgError):
 
 @dataclass(frozen=True)
 class Check:
-    """What `qemu-img check` found: `errors` are corruptions, `leaks` clusters that nobody refers to. `end` is where the
-    last cluster in use ends in the file, in bytes."""
+    """What `qemu-img check` found: `errors` are corruptions, `leaks` clusters that nobody refers to. `cut`: it refers
+    to clusters past the end of the file."""
 
     errors: int
     leaks: int
-    end: int
+    cut: bool
 
 
 def node(path: Path | PurePosixPath, format: Format, *, device: bool = False) -> str:
@@ -70,14 +72,14 @@ def node(path: Path | PurePosixPath, format: Format, *, device: bool = False) ->
 def check(run: Run, path: Path | PurePosixPath) -> Check:
     """`qemu-img check` of a qcow2, which repairs nothing. Raises Unreadable."""
     try:
-        said = run(["qemu-img", "check", "--output=json", node(path, "qcow2")]).stdout
+        said = run(["qemu-img", "check", "--output=json", node(path, "qcow2")])
     except CommandFailed as error:
         if error.returncode not in (_CORRUPT, _LEAKS):
             raise _named(error) from error
-        said = error.stdout
-    found = _parsed(said)
+        said = Output(error.stdout, error.stderr)
+    found = _parsed(said.stdout)
     errors = found.get("corruptions", 0) + found.get("check-errors", 0)
-    return Check(errors, found.get("leaks", 0), found.get("image-end-offset", 0))
+    return Check(errors, found.get("leaks", 0), _PAST_END in said.stderr)
 
 
 def convert_to_qcow2(stream: Stream, source: str, target: Path | PurePosixPath) -> Iterator[float]:

@@ -165,7 +165,7 @@ def _text(element: etree._Element) -> str:
 def _identifier(fields: _Fields, checksums: dict[str, str], source: str) -> str | None:
     identifier = fields.text(f"{DCTERMS}identifier")
     if identifier is None:
-        return None
+        return identifier_of(checksums["sha1"]) if "sha1" in checksums else None
     if not is_identifier(identifier):
         raise BadMetadata(f"{source}: {identifier[:40]!r} is no identifier")
     if "sha1" in checksums and identifier_of(checksums["sha1"]) != identifier:

@@ -4,12 +4,14 @@
       lock                   flock(2) is held on it by who makes it
 
 The lock ends with its process, however that dies: one that can be taken is of a leftover. Whoever makes a stage and
-finds its lock taken, or gone, met a sweep that took the new directory for one, and makes another. Nobody waits here.
+finds its lock taken met a sweep that took the new directory for one, and makes another. A lock without a name is
+nobody's: who takes it looks whether it has one still. Nobody waits here.
 A file is locked, not the directory: network file systems turn flock(2) into a lock that needs a file open for writing.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -80,7 +82,7 @@ def _remove_if_abandoned(stage: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):  # finished or swept since, or no stage of ours
         return False
     try:
-        if not try_flock(lock):
+        if not (try_flock(lock) and os.fstat(lock).st_nlink):
             return False
         _remove(stage)
         return True
@@ -89,12 +91,16 @@ def _remove_if_abandoned(stage: Path) -> bool:
 
 
 def _remove(stage: Path) -> None:
-    """The lock last: while it has a name, who finds the stage can see that it is held."""
+    """The lock last: while it has a name, who finds the stage can see that it is held. Whoever makes another in that
+    moment has the directory: its maker, who has met a sweep, or a sweep, which will remove it."""
     with os.scandir(stage) as entries:
         others = [entry for entry in entries if entry.name != _LOCK]
     for entry in others:
         shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
     with suppress(FileNotFoundError):
         os.unlink(stage / _LOCK)
-    with suppress(FileNotFoundError):
+    try:
         os.rmdir(stage)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+            raise

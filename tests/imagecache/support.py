@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID, uuid5
 
-from imagecache.cache import Cache
+from imagecache.cache import Cache, no_progress
 from imagecache.inspect import ImageLimits
 
 MIB = 1 << 20
 LIMITS = ImageLimits(max_size=1 << 30, max_source_size=1 << 30)
+__all__ = ["no_progress"]
 KEY = UUID("6f0c3f52-8f0e-4a57-9d5c-1d1f0a7f3b11")
 
 
