@@ -5,6 +5,7 @@ Nothing is counted first and decided afterwards, so a hundred requests at once c
 
 from __future__ import annotations
 
+import os
 from uuid import UUID
 
 from sqlalchemy import func, select, update
@@ -13,7 +14,7 @@ from sqlalchemy.orm import Session
 from app.config import Settings
 from app.db import change
 from app.errors import Problem, conflict
-from app.models import Pool, User
+from app.models import Image, Pool, User
 from blockdev.units import format_size
 
 
@@ -21,6 +22,11 @@ def reserve(session: Session, settings: Settings, owner_id: UUID, pool: str, siz
     """Charge `size` bytes and `count` records to the owner and the pool; Problem 409 says which limit refuses."""
     _charge_owner(session, settings, owner_id, size, count)
     _charge_pool(session, pool, size)
+
+
+def reserve_kept(session: Session, settings: Settings, owner_id: UUID, size: int) -> None:
+    """Charge the owner for an image that nobody else could give back: it lies in no pool. Problem 409."""
+    _charge_owner(session, settings, owner_id, size, 1)
 
 
 def rounded(session: Session, pool: str, size: int) -> int:
@@ -40,8 +46,22 @@ def release(session: Session, owner_id: UUID, pool: str, size: int, count: int =
     """Give back what `reserve` took."""
     used = {"used_size": User.used_size - size, "used_count": User.used_count - count}
     change(session, update(User).where(User.id == owner_id).values(**used))
-    promised = update(Pool).where(Pool.name == pool).values(promised=Pool.promised - size)
-    change(session, promised)
+    release_promise(session, pool, size)
+
+
+def release_kept(session: Session, owner_id: UUID, size: int, count: int = 1) -> None:
+    """Give back what `reserve_kept` took; a negative `size` takes more, which no limit refuses."""
+    used = {"used_size": User.used_size - size, "used_count": User.used_count - count}
+    change(session, update(User).where(User.id == owner_id).values(**used))
+
+
+def promise(session: Session, pool: str, size: int) -> None:
+    """Charge the pool alone, for what belongs to nobody (a golden copy); Problem 409."""
+    _charge_pool(session, pool, size)
+
+
+def release_promise(session: Session, pool: str, size: int) -> None:
+    change(session, update(Pool).where(Pool.name == pool).values(promised=Pool.promised - size))
 
 
 def limits(settings: Settings, user: User) -> tuple[int, int]:
@@ -67,8 +87,8 @@ def _charge_owner(session: Session, settings: Settings, owner_id: UUID, size: in
     allowed_size, allowed_count = limits(settings, owner)
     raise conflict(
         "quota-exceeded",
-        f"{owner.name} has {format_size(owner.used_size)} in {owner.used_count} volumes and snapshots; allowed are "
-        f"{format_size(allowed_size)} and {allowed_count}. Delete some, or ask an admin for more.",
+        f"{owner.name} has {format_size(owner.used_size)} in {owner.used_count} volumes, snapshots and images; allowed "
+        f"are {format_size(allowed_size)} and {allowed_count}. Delete some, or ask an admin for more.",
     )
 
 
@@ -101,3 +121,24 @@ def _refusal(pool: Pool, size: int) -> Problem:
         f"The pool {pool.name} has promised {format_size(pool.promised)} of at most "
         f"{format_size(int(pool.size * pool.overcommit_ratio))}; {format_size(size)} more do not fit.",
     )
+
+
+# ---------------------------------------------------------------- room under the home
+
+
+def require_room_to_upload(session: Session, settings: Settings, size: int) -> None:
+    """Problem 409 unless an upload of `size` bytes fits beside all that others may still send, and the reserve."""
+    promised = session.scalar(select(func.sum(Image.charged - Image.received)).where(Image.state == "receiving"))
+    require_free(settings, size + int(promised or 0))
+
+
+def require_free(settings: Settings, size: int) -> None:
+    """Problem 409 if `size` bytes more would leave less than `images.reserve` where uploads, and the database, lie."""
+    system = os.statvfs(settings.home)
+    if system.f_bavail * system.f_frsize - size < settings.images.reserve:
+        raise no_room(size)
+
+
+def no_room(size: int) -> Problem:
+    detail = f"There is no room for {format_size(size)} beside what is reserved: come again, or ask an admin for room."
+    return conflict("upload-no-room", detail)
