@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     import requests
 
-_CHUNK = 1 << 20
+#: Of a chunk that is not complete when the connection breaks, nothing is had.
+_CHUNK = 1 << 16
 
 
 class Content:

@@ -11,6 +11,9 @@ _DETACH = "detach it first: stratus-detach-volume ID"
 _WAIT = "wait for it; stratus-describe-operations shows what is going on"
 _SPACE = "delete what is no longer needed, choose another --pool, or ask an admin to make room"
 _TRY_AGAIN = "the storage service is restarting or has trouble; try again, and tell an admin if it stays so"
+_POLICY = "see which rule refuses it with: stratus-policy-image REF"
+_PUBLISHER = "the bytes, or what is said about them, are wrong: tell who publishes the image"
+_STANDALONE = "make it stand alone with: qemu-img convert -O qcow2 OLD NEW"
 _ADMIN = "tell an admin; the log of the service says more"
 
 HINTS: Mapping[str, str] = {
@@ -57,6 +60,33 @@ HINTS: Mapping[str, str] = {
     "attachment-ended": "attach the volume again: stratus-attach-volume",
     "precondition-failed": "it was changed meanwhile: look at it and try again",
     "idempotency-in-flight": "the first request is still being worked on: wait for a moment",
+    "image-not-found": "list those you may see with: stratus-describe-images",
+    "bad-reference": "give a Marketplace identifier (27 characters), or the http(s) address of an entry or an image",
+    "no-image-entry": "nobody endorses it: give --checksum sha256:HEX if you know what it must be",
+    "bad-metadata": _PUBLISHER,
+    "bad-signature": _PUBLISHER,
+    "bad-checksum-file": _PUBLISHER,
+    "policy-refused": _POLICY,
+    "bad-url": "http and https only, with nothing else in front of the host",
+    "address-refused": "it is in a private network: an admin can allow that one (images.allow_networks)",
+    "too-many-redirects": "give the address it ends at",
+    "unreachable": "try again later; it goes on where it was",
+    "wrong-digest": _PUBLISHER,
+    "wrong-size": _PUBLISHER,
+    "truncated": _PUBLISHER,
+    "bad-compression": "is it compressed as was said? See --compression of stratus-upload-image",
+    "image-too-large": "ask an admin for a larger limit (images.max_size)",
+    "bad-format": "raw and qcow2 are accepted, as was said: see --image-format of stratus-upload-image",
+    "has-backing-file": _STANDALONE,
+    "has-data-file": _STANDALONE,
+    "has-internal-snapshots": _STANDALONE,
+    "encrypted-image": "an image is for many machines: decrypt it first",
+    "unknown-features": _STANDALONE,
+    "damaged-image": "see what is wrong with: qemu-img check FILE",
+    "sandbox-failed": _ADMIN,
+    "image-cache-full": "delete images that are no longer needed, or ask an admin to make room",
+    "image-cache-unusable": _ADMIN,
+    "image-not-cached": "have it again with: stratus-create-image REF",
     "target-unavailable": _TRY_AGAIN,
     "target-limit": "the host of the service has no room for another attached volume; tell an admin",
     "target-failed": _ADMIN,
