@@ -84,9 +84,9 @@ def run(
 
     Raises CommandFailed, CommandTimeout, CommandMissing.
     """
-    leash = [_tool("setpriv"), "--pdeathsig", ending.name.removeprefix("SIG"), "--"]
+    leash = [tool("setpriv"), "--pdeathsig", ending.name.removeprefix("SIG"), "--"]
     process = subprocess.Popen(
-        [*leash, _tool(argv[0]), *argv[1:]],
+        [*leash, tool(argv[0]), *argv[1:]],
         stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -109,7 +109,8 @@ def run(
     return Output(stdout, stderr)
 
 
-def _tool(name: str) -> str:
+def tool(name: str) -> str:
+    """The full path of a tool. Raises CommandMissing when it is not in PATH."""
     path = shutil.which(name)
     if path is None:
         raise CommandMissing(name)

@@ -68,9 +68,14 @@ class TooManyRedirects(ImageError):
 
 
 class Unreachable(ImageError):
-    """No location gave the bytes; each one's cause is told. Trying again may do."""
+    """No location gave the bytes; each one's cause is told. Trying again may do. `status` is HTTP's, where a server
+    answered with one that is no success."""
 
     code = "unreachable"
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 # ---------------------------------------------------------------- the bytes
