@@ -10,26 +10,24 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Protocol
 
+from blockdev.extents import Progress
 from blockdev.files import durable_rename
-from blockdev.locks import FileLock, try_flock
+from blockdev.locks import FileLock
+from blockdev.transfer import BUFFER, HashedFile, Interrupted, Part, Sink
+from blockdev.transfer import download as transfer
 from stratus.client import Client
 from stratus.content import Content
 from stratus.errors import Conflict, Corrupt, Document, Stopped, StratusError
 
-CHUNK = 1 << 20
-#: Seconds before each further try that gets no byte; one that gets some starts over.
-PAUSES = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+#: Seconds before the second of five tries without a byte; the next ones wait twice as long each time.
+BACKOFF = 1.0
 _GO_ON = "run it again: it goes on where it was"
-_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+)", re.ASCII)
+_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)", re.ASCII)
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
-
-Progress = Callable[[int, int], None]
 
 
 def pull(client: Client, image: Document, directory: Path, progress: Progress = lambda _, __: None) -> Path:
@@ -66,144 +64,114 @@ def download(client: Client, image: Document, part: Path, progress: Progress) ->
     What `part` held before is what came so far. Raises Corrupt, Conflict when another process downloads to it,
     StratusError and OSError; it is removed only if its bytes are wrong.
     """
-    with _open_part(part) as file:
-        came = _File(file)
-        receive(client, image, came, progress)
-        if came.digest != digest_of(image):
+    with _alone(part):
+        with HashedFile(part) as file:
+            receive(client, image, file, progress)
+        if file.hexdigest != digest_of(image):
             part.unlink()
             raise Corrupt(
-                f"what came of image {image['id']} is not it: its SHA-256 is {came.digest}, not {digest_of(image)}",
+                f"what came of image {image['id']} is not it: its SHA-256 is {file.hexdigest}, not {digest_of(image)}",
                 "it was removed; try again, and tell an admin if it stays so",
             )
         yield
 
 
-class Sink(Protocol):
-    """Where bytes go, in order."""
-
-    @property
-    def size(self) -> int:
-        """How many came so far."""
-
-    def append(self, chunk: memoryview) -> None: ...
-
-    def restart(self) -> None:
-        """Forget what came so far."""
-
-
-def receive(
-    client: Client,
-    image: Document,
-    sink: Sink,
-    progress: Progress,
-    pauses: tuple[float, ...] = PAUSES,
-    sleep: Callable[[float], None] = time.sleep,
-) -> None:
+def receive(client: Client, image: Document, sink: Sink, progress: Progress, backoff: float = BACKOFF) -> None:
     """Bring what `sink` lacks of the image's file, over as many connections as that takes. Who asked verifies it.
 
-    Raises StratusError: the last one's, when `pauses` are used up without a byte; Stopped on Ctrl-C.
+    Raises StratusError, the last one's when tries brought nothing; Stopped on Ctrl-C.
     """
-    left = list(pauses)
+    total = int(image["file_size"])
+    if sink.position > total:
+        sink.restart()
     try:
-        while True:
-            before = sink.size
-            try:
-                return _receive(client, image, sink, progress)
-            except StratusError as error:
-                if error.retry_after is None:
-                    raise
-                left = left if sink.size == before else list(pauses)
-                if not left:
-                    error.hint = f"{error.hint}; {_GO_ON}" if error.hint else _GO_ON
-                    raise
-                sleep(max(left.pop(0), error.retry_after))
+        if sink.position < total:
+            opener = _Opener(client, image, total)
+            transfer(opener, sink, validator=digest_of(image), progress=progress, backoff=backoff)
+    except Interrupted as error:
+        raise _told(error) from error
     except KeyboardInterrupt:
         raise Stopped(_GO_ON) from None
+    progress(sink.position, total)
 
 
-def _receive(client: Client, image: Document, sink: Sink, progress: Progress) -> None:
-    """One connection's worth. If-Range: what is no longer the same file comes whole (RFC 9110 §13.1.5)."""
-    total = int(image["file_size"])
-    if sink.size > total:
-        sink.restart()
-    if sink.size == total:
-        return
-    validator = f'"{digest_of(image)}"'
-    headers = {"Range": f"bytes={sink.size}-", "If-Range": validator} if sink.size else {}
-    with client.content(f"/v1/images/{image['id']}/content", headers) as content:
-        _begin(content, sink, validator, total)
-        buffer = memoryview(bytearray(CHUNK))
-        while count := content.readinto(buffer):
-            if sink.size + count > total:
-                raise Corrupt(f"more than the {total} bytes of image {image['id']} came")
-            sink.append(buffer[:count])
-            progress(sink.size, total)
-    if sink.size < total:
-        raise Corrupt(f"{sink.size} of the {total} bytes of image {image['id']} came", _GO_ON)
+class _Opener:
+    """Asks the service for an image's bytes. If-Range: what is another content now comes whole (RFC 9110 §13.1.5)."""
+
+    def __init__(self, client: Client, image: Document, total: int) -> None:
+        self._client = client
+        self._path = f"/v1/images/{image['id']}/content"
+        self._digest = digest_of(image)
+        self._total = total
+
+    @contextmanager
+    def __call__(self, offset: int, validator: str | None) -> Iterator[Part]:
+        headers = {"Range": f"bytes={offset}-", "If-Range": f'"{self._digest}"'} if offset else {}
+        with _repeatable():
+            content = self._client.content(self._path, headers)
+        with content:
+
+            def readinto(buffer: memoryview) -> int:
+                with _repeatable():
+                    return content.readinto(buffer)
+
+            yield Part(readinto, self._begin(content, offset), self._total, self._digest)
+
+    def _begin(self, content: Content, offset: int) -> int:
+        """The first byte of the answer. Raises Corrupt if it is none to what was asked."""
+        tag = content.headers.get("ETag", f'"{self._digest}"')
+        if tag != f'"{self._digest}"':
+            raise Corrupt(f"the service has other content for this image now: {tag}, not {self._digest}")
+        if content.status == 200:
+            begin, length = 0, content.headers.get("Content-Length", self._total)
+        elif content.status == 206 and (span := _RANGE.fullmatch(content.headers.get("Content-Range", ""))):
+            begin, length = int(span[1]), span[2]
+        else:
+            raise Corrupt(f"asked for what follows byte {offset}, the service answered with status {content.status}")
+        if begin not in (0, offset) or int(length) != self._total:
+            raise Corrupt(f"asked for bytes from {offset} of {self._total}, the service sends from {begin} of {length}")
+        return begin
 
 
-def _begin(content: Content, sink: Sink, validator: str, total: int) -> None:
-    """Hold the answer's head against what was asked for."""
-    tag = content.headers.get("ETag", validator)
-    if tag != validator:
-        raise Corrupt(f"the service has other content for this image now: {tag}, not {validator}")
-    if content.status == 200:
-        sink.restart()
-        return
-    match = _RANGE.fullmatch(content.headers.get("Content-Range", ""))
-    if content.status != 206 or match is None or match.groups() != (str(sink.size), str(total)):
-        raise Corrupt(f"asked for what follows byte {sink.size}, the service answered something else")
+@contextmanager
+def _repeatable() -> Iterator[None]:
+    try:
+        yield
+    except StratusError as error:
+        if error.retry_after is None:
+            raise
+        raise Interrupted(str(error)) from error
 
 
-class _File:
-    """A file that holds what came so far."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._sha256 = hashlib.sha256()
-        self.size = 0
-        while chunk := file.read(CHUNK):
-            self._count(memoryview(chunk))
-
-    @property
-    def digest(self) -> str:
-        """The SHA-256 of all of it, in hexadecimal."""
-        return self._sha256.hexdigest()
-
-    def append(self, chunk: memoryview) -> None:
-        """Write it all, whatever write(2) takes at a time."""
-        rest = chunk
-        while rest:
-            rest = rest[self._file.write(rest) :]
-        self._count(chunk)
-
-    def restart(self) -> None:
-        """Empty the file."""
-        self._file.seek(0)
-        self._file.truncate()
-        self._sha256, self.size = hashlib.sha256(), 0
-
-    def _count(self, chunk: memoryview) -> None:
-        self._sha256.update(chunk)
-        self.size += len(chunk)
+def _told(interrupted: Interrupted) -> StratusError:
+    """For a user: what broke the connection, and that nothing is lost."""
+    cause = interrupted.__cause__
+    error = cause if isinstance(cause, StratusError) else StratusError(str(interrupted))
+    error.hint = f"{error.hint}; {_GO_ON}" if error.hint else _GO_ON
+    return error
 
 
 class Digests:
-    """Keeps no bytes, only their number and digests by `algorithms`."""
+    """A sink that keeps no bytes, only their number and digests by `algorithms`."""
 
     def __init__(self, *algorithms: str) -> None:
         self._algorithms = algorithms
+        self._buffer = memoryview(bytearray(BUFFER))
         self.restart()
 
-    def append(self, chunk: memoryview) -> None:
-        """Add it to each."""
+    def buffer(self) -> memoryview:
+        """The same one, always."""
+        return self._buffer
+
+    def push(self, size: int) -> None:
+        """Add them to each digest."""
         for each in self._sums.values():
-            each.update(chunk)
-        self.size += len(chunk)
+            each.update(self._buffer[:size])
+        self.position += size
 
     def restart(self) -> None:
         """As new."""
-        self.size = 0
+        self.position = 0
         self._sums = {name: hashlib.new(name, usedforsecurity=name != "sha1") for name in self._algorithms}
 
     @property
@@ -213,11 +181,15 @@ class Digests:
 
 
 @contextmanager
-def _open_part(path: Path) -> Iterator[IO[bytes]]:
-    """`path`, made if missing, and ours alone. Raises Conflict when it is another's."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    with open(fd, "r+b", buffering=0) as file:
+def _alone(part: Path) -> Iterator[None]:
+    """`part` exists and is ours alone. Raises Conflict when it is another's."""
+    lock = FileLock(part)
+    if not lock.try_lock():
+        raise Conflict(f"{part} is being written by another download")
+    try:
         # Who had it may have renamed it between our open and our lock: then it is no part any more.
-        if not try_flock(fd) or not path.exists() or not os.path.samestat(os.fstat(fd), path.stat()):
-            raise Conflict(f"{path} is being written by another download")
-        yield file
+        if not part.exists() or not os.path.samestat(os.fstat(lock.fd), part.stat()):
+            raise Conflict(f"{part} was finished by another download just now")
+        yield
+    finally:
+        lock.release()

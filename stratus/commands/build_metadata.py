@@ -121,7 +121,7 @@ def _of_image(session: Session, image: str) -> Subject:
         receive(session.client, record, came, progress)
     if came.digests["sha256"] != digest_of(record):
         raise Corrupt(f"what came of image {image} is not it: its SHA-256 is {came.digests['sha256']}")
-    return Subject(came.size, came.digests, "qcow2", None, record)
+    return Subject(came.position, came.digests, "qcow2", None, record)
 
 
 def _deliver(session: Session, statement: Statement, output: Path | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -37,5 +38,13 @@ def main(session: Session, image: str, file: Path, force: bool) -> None:
         transfer_of(session.output, "downloading") as progress,
         download(session.client, record, part, progress),
     ):
+        part.chmod(0o666 & ~_umask())  # a part is its owner's only
         durable_rename(part, file, replace=force)
     session.output.say(f"{file}: complete, SHA-256 {record['digest']}")
+
+
+def _umask() -> int:
+    """What new files of this process may not have; there is no way to ask but to set it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 import signal
+import stat
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -228,6 +229,7 @@ def test_a_download_is_verified(service: StandIn, run: Run, tmp_path: Path) -> N
     assert result.exit_code == 0, result.stderr
     assert path.read_bytes() == CONTENT
     assert list(path.parent.iterdir()) == [path]
+    assert stat.S_IMODE(path.stat().st_mode) & 0o600 == 0o600
     assert SHA256 in result.stderr
     assert "100 % of 2.86MiB" in result.stderr
     assert result.stdout == ""
@@ -285,7 +287,7 @@ def test_an_interrupted_download_goes_on(service: StandIn, environment: dict[str
     service.on("GET", f"{I}/content", ranges(CONTENT))
     subprocess.run(command, env=environment, check=True, capture_output=True)
     assert path.read_bytes() == CONTENT
-    assert int(service.requests[-1].headers["Range"].strip("bytes=-")) > 1_800_000
+    assert int(service.requests[-1].headers["Range"].strip("bytes=-")) > 1_000_000
 
 
 # ---------------------------------------------------------------- upload

@@ -211,8 +211,6 @@ def test_bash_completes_options_and_ids(service: StandIn, installed: dict[str, s
     assert complete(installed, "stratus-create-volume", "--sn") == ["--snapshot"]
     assert complete(installed, "stratus-delete-volume", "") == [VOLUME, OTHER]
     assert complete(installed, "stratus-delete-volume", "22") == [OTHER]
-    service.on("GET", "/v1/images", Reply(document={"items": [image()], "next": None}))
-    assert complete(installed, "stratus-download-image", "66") == [IMAGE]
 
 
 @pytest.mark.parametrize(
@@ -224,6 +222,13 @@ def test_an_id_is_offered_with_its_name(service: StandIn, run: Run, shell: str, 
     typed = {"COMP_WORDS": "stratus-delete-volume 1111", "COMP_CWORD": "1111" if shell == "fish" else "1"}
     result = run("delete-volume", _STRATUS_DELETE_VOLUME_COMPLETE=f"{shell}_complete", **typed)
     assert [word for word in re.split(r"[,\s]", result.stdout) if word not in ("plain", "")] == offered
+
+
+def test_ids_of_images_are_completed(service: StandIn, run: Run) -> None:
+    service.on("GET", "/v1/images", Reply(document={"items": [image(), image(id=OTHER)], "next": None}))
+    typed = {"COMP_WORDS": "stratus-download-image 66", "COMP_CWORD": "1"}
+    result = run("download-image", _STRATUS_DOWNLOAD_IMAGE_COMPLETE="bash_complete", **typed)
+    assert result.stdout.strip() == f"plain,{IMAGE}"
 
 
 def test_completion_sends_no_token_in_plain_text(service: StandIn, run: Run) -> None:

@@ -17,7 +17,7 @@ import pytest
 from stratus.client import Client
 from stratus.config import Config
 from stratus.errors import Conflict, Corrupt, Unreachable
-from stratus.puller import download, pull, receive
+from stratus.puller import Digests, download, pull, receive
 from tests.stratus.standin import IMAGE, Reply, Request, StandIn, image, problem, ranges
 
 CONTENT = random.Random(1).randbytes(5_000_000)
@@ -136,21 +136,19 @@ def test_a_refusal_is_not_repeated_and_keeps_what_came(service: StandIn, client:
 
 def test_who_gets_nothing_gives_up_and_says_how_to_go_on(service: StandIn, client: Client) -> None:
     service.on("GET", PATH, Reply(drop=True))
-    slept: list[float] = []
     with pytest.raises(Unreachable) as caught:
-        receive(client, RECORD, _Nowhere(), lambda _, __: None, pauses=(1.0, 2.0), sleep=slept.append)
-    assert slept == [1.0, 2.0]
+        receive(client, RECORD, Digests("sha256"), lambda _, __: None, backoff=0)
+    assert len(service.requests) == 5
     assert "goes on where it was" in str(caught.value.hint)
 
 
-class _Nowhere:
-    size = 0
-
-    def append(self, chunk: memoryview) -> None:
-        self.size += len(chunk)
-
-    def restart(self) -> None:
-        self.size = 0
+def test_what_is_only_hashed_survives_a_broken_line(service: StandIn, client: Client) -> None:
+    service.on("GET", PATH, ranges(CONTENT, cut=2_000_000), ranges(CONTENT))
+    came = Digests("sha1", "sha256")
+    receive(client, RECORD, came, lambda _, __: None, backoff=0)
+    assert came.position == len(CONTENT)
+    assert came.digests["sha256"] == RECORD["digest"]
+    assert asked_from(service.requests[1]) > 1_000_000
 
 
 def test_an_image_without_content_has_none(client: Client, tmp_path: Path) -> None:
@@ -185,7 +183,7 @@ def test_killed_midway_it_asks_for_the_rest_only(service: StandIn, client: Clien
     part = tmp_path / f".{RECORD['digest']}.part"
     service.on("GET", PATH, ranges(CONTENT, cut=3_000_000), Reply(after=60))
     with puller(service, tmp_path) as process:
-        wait_until_it_holds(part, 2_000_000)
+        wait_until_it_holds(part, 2 << 20)
         process.send_signal(signal.SIGKILL)
     came = part.stat().st_size
     service.requests.clear()
