@@ -123,9 +123,11 @@ class Web:
         patience = _Patience(check, None if timeout is None else time.monotonic() + timeout)
         return self._follow(url, headers or {}, allowed, patience)
 
-    def read(self, url: str, limit: int, *, check: Check = lambda: None) -> Document:
+    def read(
+        self, url: str, limit: int, *, headers: Mapping[str, str] | None = None, check: Check = lambda: None
+    ) -> Document:
         """A document of up to `limit` bytes, within DOCUMENT_TIMEOUT. Raises TooLarge, and what `open` does."""
-        with self.open(url, check=check, timeout=DOCUMENT_TIMEOUT) as response:
+        with self.open(url, headers, check=check, timeout=DOCUMENT_TIMEOUT) as response:
             body, buffer = bytearray(), bytearray(64 << 10)
             while got := response.readinto(buffer):
                 body += buffer[:got]
