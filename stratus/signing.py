@@ -148,7 +148,7 @@ def _entry(document: bytes) -> Element:
         root = etree.fromstring(document, parser)
     except etree.XMLSyntaxError as error:
         raise CannotSign(f"this is no XML: {error}") from error
-    if root.getroottree().docinfo.doctype:
+    if root.getroottree().docinfo.internalDTD is not None:
         raise CannotSign("the entry has a DOCTYPE; nobody would accept that")
     if root.tag != f"{{{RDF}}}RDF" or len(root.findall(f"{{{RDF}}}Description")) != 1:
         raise CannotSign("this is no entry: rdf:RDF with one rdf:Description", "make one with: stratus-build-metadata")
