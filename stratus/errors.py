@@ -208,21 +208,19 @@ EXIT_OF_STATUS: Mapping[int, Exit] = {
 }
 
 #: Failures of long work that the state of things explains; other failures of a target or a pool are theirs.
-_CONFLICTS = frozenset(
-    {
-        "pool-full",
-        "pool-low-space",
-        "pool-overcommitted",
-        "backing-missing",
-        "size-mismatch",
-        "image-cache-full",
-    }
+_CONFLICTS = frozenset({"pool-full", "pool-low-space", "pool-overcommitted", "backing-missing", "size-mismatch"})
+#: The image, or what is said about it, is refused: as when that is answered at once, with 409.
+_REFUSED_IMAGES = frozenset(
+    "image-failed bad-reference no-image-entry bad-metadata bad-signature bad-checksum-file policy-refused bad-url "
+    "address-refused too-many-redirects wrong-digest wrong-size truncated bad-compression image-too-large bad-format "
+    "has-backing-file has-data-file has-internal-snapshots encrypted-image unknown-features damaged-image "
+    "image-not-available".split()
 )
-_UNAVAILABLE = frozenset({"unreachable", "image-cache-unusable"})
+_UNAVAILABLE = frozenset({"unreachable", "sandbox-failed", "image-cache-full", "image-cache-unusable"})
 
 
 def _exit_of_failure(code: str) -> Exit:
     """An operation carries the code of a problem, and no HTTP status."""
-    if code in _CONFLICTS:
+    if code in _CONFLICTS | _REFUSED_IMAGES:
         return Exit.CONFLICT
     return Exit.UNAVAILABLE if code in _UNAVAILABLE or code.startswith(("target-", "pool-")) else Exit.FAILED

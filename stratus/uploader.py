@@ -103,7 +103,8 @@ def _received(client: Client, path: str, size: int) -> int:
 
 
 def _passes(error: StratusError) -> bool:
-    """Whether to look what arrived and go on: no connection, no answer in time, or a piece that does not follow."""
+    """Whether to look what arrived and go on: no connection, no answer in time, a piece that does not follow, or
+    of which the service got only a part."""
     if isinstance(error, Problem):
-        return error.retry_after is not None or error.status in (409, 416)
+        return error.retry_after is not None or error.status in (400, 408, 409, 416)
     return isinstance(error, TimedOut) or error.retry_after is not None

@@ -72,7 +72,7 @@ def _create(session: Session, given: dict[str, str | None], pin: bool) -> None:
         return
     session.output.record(IMAGE, image)
     if pin:
-        session.change("PUT", f"/v1/images/{image['id']}/pins/admin", {}, done="pin admin set")
+        session.change("PUT", f"/v1/images/{image['id']}/pins/admin", done="pin admin set")
 
 
 def _listed(file: IO[str]) -> dict[str, str | None]:

@@ -34,7 +34,7 @@ def main(session: Session, image: str, name: str, remove: bool, show: bool) -> N
         session.output.records(LISTED_PIN, session.client.get(f"/v1/images/{image}/pins")["items"])
     elif remove:
         session.change("DELETE", pin_path(image, name), done=f"pin {name} removed")
-    elif pin := session.change("PUT", pin_path(image, name), {}, done=f"pin {name} set"):
+    elif pin := session.change("PUT", pin_path(image, name), done=f"pin {name} set"):
         session.output.record(PIN, pin)
 
 

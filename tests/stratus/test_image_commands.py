@@ -158,7 +158,7 @@ def test_usage_errors_say_what_to_write(service: StandIn, run: Run, name: str, a
 
 @pytest.mark.parametrize(
     ("code", "exit_code"),
-    [("wrong-digest", 1), ("policy-refused", 1), ("unreachable", 7), ("image-cache-full", 4)],
+    [("wrong-digest", 4), ("policy-refused", 4), ("unreachable", 7), ("image-cache-full", 7)],
 )
 def test_work_on_an_image_that_fails(service: StandIn, run: Run, code: str, exit_code: int) -> None:
     service.on("POST", "/v1/images", accepted(**OF_IMAGE))
