@@ -17,7 +17,7 @@ from app.errors import Problem, conflict, not_found
 from app.events import Actor, record
 from app.ids import new_id
 from app.keys import hash_password, new_token, token_digest
-from app.models import Attachment, Group, GroupMember, Snapshot, Token, User, Volume
+from app.models import Attachment, Group, GroupMember, Image, ImagePin, Snapshot, Token, User, Volume
 from app.paging import Page, page
 from app.schemas import (
     GroupCreate,
@@ -126,12 +126,15 @@ def delete_user(session: Session, caller: Caller, name: str, *, node: bool) -> N
     _keep_one_admin(session, user, stays=False)
     used = (
         exists().where(Volume.owner_id == user.id),
+        exists().where(Image.owner_id == user.id),
+        exists().where(ImagePin.principal_id == user.id),
         exists().where(Snapshot.owner_id == user.id),
         exists().where(Attachment.principal_id == user.id),
     )
     if any(session.scalar(select(condition)) for condition in used):
         raise conflict(
-            "user-in-use", f"{name} has volumes, snapshots or attachments; delete those, or disable the account."
+            "user-in-use",
+            f"{name} has volumes, snapshots, images or attachments; delete those, or disable the account.",
         )
     session.delete(user)
     record(session, caller.actor, "user.delete", ("user", user.id), name=name)

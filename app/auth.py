@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from app.errors import Problem, forbidden
 from app.events import Actor
 from app.keys import password_matches, token_digest
-from app.models import GroupMember, Share, Snapshot, Token, User, Volume
+from app.models import GroupMember, Image, Share, Snapshot, Token, User, Volume
 
 CHALLENGES = 'Bearer realm="stratus", Basic realm="stratus", charset="UTF-8"'
 
@@ -121,6 +121,6 @@ def may_write(session: Session, caller: Caller, volume: Volume) -> bool:
     )
 
 
-def require_owner(caller: Caller, record: Volume | Snapshot) -> None:
+def require_owner(caller: Caller, record: Volume | Snapshot | Image) -> None:
     if not caller.is_admin and record.owner_id != caller.id:
         raise forbidden("not-owner", "Only the owner or an admin may do this.")

@@ -23,6 +23,11 @@ def reserve(session: Session, settings: Settings, owner_id: UUID, pool: str, siz
     _charge_pool(session, pool, size)
 
 
+def reserve_kept(session: Session, settings: Settings, owner_id: UUID, size: int) -> None:
+    """Charge the owner for an image that nobody else could give back: it lies in no pool. Problem 409."""
+    _charge_owner(session, settings, owner_id, size, 1)
+
+
 def rounded(session: Session, pool: str, size: int) -> int:
     """`size` as a volume of the pool really has it, and is charged."""
     granularity = session.scalar(select(Pool.granularity).where(Pool.name == pool)) or 1
@@ -40,8 +45,22 @@ def release(session: Session, owner_id: UUID, pool: str, size: int, count: int =
     """Give back what `reserve` took."""
     used = {"used_size": User.used_size - size, "used_count": User.used_count - count}
     change(session, update(User).where(User.id == owner_id).values(**used))
-    promised = update(Pool).where(Pool.name == pool).values(promised=Pool.promised - size)
-    change(session, promised)
+    release_promise(session, pool, size)
+
+
+def release_kept(session: Session, owner_id: UUID, size: int, count: int = 1) -> None:
+    """Give back what `reserve_kept` took; a negative `size` takes more, which no limit refuses."""
+    used = {"used_size": User.used_size - size, "used_count": User.used_count - count}
+    change(session, update(User).where(User.id == owner_id).values(**used))
+
+
+def promise(session: Session, pool: str, size: int) -> None:
+    """Charge the pool alone, for what belongs to nobody (a golden copy); Problem 409."""
+    _charge_pool(session, pool, size)
+
+
+def release_promise(session: Session, pool: str, size: int) -> None:
+    change(session, update(Pool).where(Pool.name == pool).values(promised=Pool.promised - size))
 
 
 def limits(settings: Settings, user: User) -> tuple[int, int]:
@@ -67,8 +86,8 @@ def _charge_owner(session: Session, settings: Settings, owner_id: UUID, size: in
     allowed_size, allowed_count = limits(settings, owner)
     raise conflict(
         "quota-exceeded",
-        f"{owner.name} has {format_size(owner.used_size)} in {owner.used_count} volumes and snapshots; allowed are "
-        f"{format_size(allowed_size)} and {allowed_count}. Delete some, or ask an admin for more.",
+        f"{owner.name} has {format_size(owner.used_size)} in {owner.used_count} volumes, snapshots and images; allowed "
+        f"are {format_size(allowed_size)} and {allowed_count}. Delete some, or ask an admin for more.",
     )
 
 

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from blockdev.units import parse_size
 from iscsi.names import target_name
@@ -61,11 +62,42 @@ def split_portal(value: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def _mark(value: object) -> object:
+    """Bytes, or text with a unit, or `N%` of the file system."""
+    if isinstance(value, str) and value.endswith("%"):
+        if not value[:-1].isdigit() or not 0 < int(value[:-1]) <= 100:
+            raise ConfigError(f"{value}: a percentage is a whole number from 1 to 100")
+        return value
+    return _size(value)
+
+
+def bytes_of_mark(mark: int | str, size: int) -> int:
+    """A mark in bytes, on a file system of `size` bytes."""
+    return size * int(mark[:-1]) // 100 if isinstance(mark, str) else mark
+
+
+def _absolute(value: Path) -> Path:
+    if not value.is_absolute():
+        raise ConfigError(f"{value}: give an absolute path")
+    return value
+
+
+def _http_url(value: str) -> str:
+    """http or https, with a host, and nothing secret in it: it is shown to everybody who may see the configuration."""
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None or parts.query:
+        raise ConfigError(f"{parts.scheme}://{parts.hostname}: give an http or https URL without a user or a query")
+    return value
+
+
 Bytes = Annotated[int, BeforeValidator(_size), Field(ge=0)]
 Cidr = Annotated[str, AfterValidator(_network)]
 Listen = Annotated[str, AfterValidator(_listen)]
 Portal = Annotated[str, AfterValidator(_portal)]
 IqnPrefix = Annotated[str, AfterValidator(_iqn_prefix)]
+Mark = Annotated[int | str, BeforeValidator(_mark)]
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
 
 
 class Section(BaseModel):
@@ -128,6 +160,59 @@ class Attachments(Section):
     )
 
 
+class ImagePolicy(Section):
+    """Which images the site takes. Added to what `images.policy_file` says; an empty allow list allows all."""
+
+    allow_endorsers: list[str] = Field(default=[], description="e-mail addresses")
+    deny_endorsers: list[str] = []
+    allow_images: list[str] = Field(default=[], description="Marketplace identifiers")
+    deny_images: list[str] = []
+    allow_checksums: list[str] = Field(default=[], description="hex digits of a SHA-1, SHA-256 or SHA-512")
+    deny_checksums: list[str] = []
+    allow_hosts: list[str] = Field(default=[], description="hosts of the locations")
+    deny_hosts: list[str] = []
+    require_signature: bool = Field(default=False, description="only what a configured CA's certificate signed")
+    allow_sha1: bool = Field(default=False, description="a SHA-1 may be all there is to verify with")
+    allow_deprecated: bool = False
+    max_size: Bytes | None = Field(default=None, description="as the entry tells it, bytes")
+    formats: list[Literal["raw", "qcow2"]] = ["raw", "qcow2"]
+
+
+class Images(Section):
+    path: AbsolutePath | None = Field(default=None, description="the cache; HOME/images when left out")
+    marketplaces: list[HttpUrl] = Field(default=[], description="asked in this order")
+    allow_networks: list[Cidr] = Field(default=[], description="private networks with mirrors that may be asked")
+    ca_file: AbsolutePath | None = Field(default=None, description="CAs of https servers; the system's when left out")
+    max_size: Bytes = Field(default=1 << 40, description="largest virtual size, bytes")
+    max_source_size: Bytes = Field(default=256 << 30, description="most bytes of a download, and of what comes out")
+    high_mark: Mark = Field(default="80%", description="beyond this the least used go, bytes or percent")
+    low_mark: Mark = Field(default="70%", description="until there is no more than this")
+    reserve: Bytes = Field(default=1 << 30, description="what stays free on its file system")
+    trusted_cas: list[AbsolutePath] = Field(default=[], description="PEM files of CAs whose endorsers are believed")
+    sha1_endorsers: list[str] = Field(default=[], description="endorsers whose SHA-1 signatures are believed")
+    keyring: AbsolutePath | None = Field(default=None, description="of gpg: who signs SHA256SUMS")
+    fingerprints: list[str] = Field(default=[], description="keys in it that are believed; empty: all")
+    checksum_files: bool = Field(default=True, description="look for a SHA256SUMS beside an image")
+    require_signed_checksums: bool = False
+    policy_file: AbsolutePath | None = Field(default=None, description="a policy.cfg of StratusLab")
+    fetches: int = Field(default=4, ge=1, le=64, description="images that are fetched and made at once")
+    accel_prefix: str | None = Field(
+        default=None, pattern=r"^/[!-~]*$", description="of nginx: X-Accel-Redirect to this internal location"
+    )
+    scrub_interval: float = Field(default=7 * 86400.0, ge=1, description="seconds; every image is read again as often")
+    upload_expiry: float = Field(default=86400.0, ge=1, description="seconds an upload may stand still")
+    policy: ImagePolicy = ImagePolicy()
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Images:
+        sample = 1 << 40
+        if type(self.high_mark) is type(self.low_mark) and (
+            bytes_of_mark(self.low_mark, sample) > bytes_of_mark(self.high_mark, sample)
+        ):
+            raise ConfigError("low_mark is above high_mark")
+        return self
+
+
 class Quota(Section):
     """What an owner may have who has no quota of their own."""
 
@@ -154,6 +239,7 @@ class Settings(Section):
     iscsi: Iscsi = Iscsi()
     volumes: Volumes = Volumes()
     attachments: Attachments = Attachments()
+    images: Images = Images()
     quota: Quota = Quota()
     worker: Worker = Worker()
     default_pool: str = "default"
@@ -180,6 +266,15 @@ class Settings(Section):
     @property
     def key_dir(self) -> Path:
         return self.home / "keys"
+
+    @property
+    def image_dir(self) -> Path:
+        """The cache of images."""
+        return self.images.path or self.home / "images"
+
+    def image_path(self, digest: str) -> Path:
+        """Where the cache keeps it, as `imagecache.cache` does, which the API's processes do not load."""
+        return self.image_dir / "images" / f"{digest}.qcow2"
 
     def make_directories(self) -> None:
         """The home and its rooms, readable by nobody else."""

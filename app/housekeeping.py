@@ -1,4 +1,5 @@
-"""What the worker does between operations: pools watched, events sealed, heads signed, drift corrected."""
+"""What the worker does between operations: pools and the cache of images watched, events sealed, heads signed, drift
+corrected."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import structlog
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from app import events
+from app import events, image_care
 from app.config import Pool as PoolSettings
 from app.db import change
 from app.events import SYSTEM, record
@@ -49,6 +50,7 @@ class Housekeeping:
             (SEAL, self.seal),
             (worker.head_interval, self.sign),
             (worker.pool_interval, self.watch_pools),
+            (worker.pool_interval, self.watch_images),
             (worker.pool_interval, self.watch_sessions),
             (worker.reconcile_interval, self.reconcile),
             (3600.0, self.forget_answers),
@@ -88,6 +90,11 @@ class Housekeeping:
                 self._watch.look(self._outside)
             except TargetError as error:
                 log.warning("sessions not seen", cause=str(error))
+
+    def watch_images(self) -> None:
+        image_care.watch(self._outside)
+        image_care.scrub_next(self._outside)
+        image_care.expire_uploads(self._outside)
 
     def forget_answers(self) -> None:
         with self._outside.database.write() as session:

@@ -166,6 +166,7 @@ class Volume(Base):
     __table_args__ = (
         UniqueConstraint("id", "held_mode"),
         CheckConstraint("readers >= 0", name="readers"),
+        Index("ix_volumes_origin", "origin_id"),
         # A page of a list is a range of one of these: whose volumes, perhaps of which state or name, in order of id.
         *(
             Index(f"ix_volumes_{'_'.join(columns)}", *columns, "id")
@@ -295,7 +296,7 @@ class Operation(Base):
     __tablename__ = "operations"
     id: Mapped[UUID] = mapped_column(primary_key=True)
     kind: Mapped[str] = mapped_column(String(64))
-    lane: Mapped[str] = mapped_column(one_of("data", "export"))
+    lane: Mapped[str] = mapped_column(one_of("data", "export", "image"))
     state: Mapped[str] = mapped_column(one_of("queued", "running", "succeeded", "failed", "cancelled"))
     subject_id: Mapped[UUID]
     resource_kind: Mapped[str] = mapped_column(String(32))
@@ -304,6 +305,7 @@ class Operation(Base):
     actor: Mapped[str] = mapped_column(String(64), default="system")
     address: Mapped[str | None] = mapped_column(String(64))
     parameters: Mapped[dict[str, Any]]
+    result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     progress: Mapped[int] = mapped_column(Integer, default=0)
     message: Mapped[str | None] = mapped_column(Text)
     error_code: Mapped[str | None] = mapped_column(String(64))
@@ -343,6 +345,137 @@ class Operation(Base):
         ),
         Index("ix_operations_principal", "principal_id", "id"),
     )
+
+
+class OperationWatcher(Base):
+    """Whoever asked for the same at the same time has a part in the one operation, and may look at it.
+
+    Who no longer is `waiting` asked for its end; it is cancelled when nobody waits any more.
+    """
+
+    __tablename__ = "operation_watchers"
+    operation_id: Mapped[UUID] = mapped_column(ForeignKey("operations.id", ondelete="CASCADE"), primary_key=True)
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
+    waiting: Mapped[bool] = mapped_column(Boolean, default=True)
+    __table_args__ = (Index("ix_operation_watchers_user", "user_id", "operation_id"),)
+
+
+class ImageCache(Base):
+    """What the worker last saw of the directory of images; `cache_id` is its marker's, so that another one shows."""
+
+    __tablename__ = "image_caches"
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    cache_id: Mapped[UUID | None]
+    state: Mapped[str] = mapped_column(one_of("active", "unusable"))
+    reason: Mapped[str | None] = mapped_column(Text)
+    size: Mapped[int] = mapped_column(default=0)
+    free: Mapped[int] = mapped_column(default=0)
+    allocated: Mapped[int] = mapped_column(default=0)
+    alarm: Mapped[str | None] = mapped_column(Text)
+    updated_at: Mapped[dt.datetime | None]
+
+
+class Image(Base):
+    """An immutable image. Its bytes are the cached qcow2 named `digest`, which several rows may share.
+
+    `request_key` says which reference and checksum were asked for: at most one row of a key is being fetched or there
+    (partial unique index), so that all who ask join it. `verified_by` is the strongest digest that was told,
+    "ALGORITHM:HEX"; `facts` is what was said about the image by the entry that passed the policy, and `upload` what the
+    uploader said, of whose bytes `received` are here. `digest`, once set, holds the file, whatever the state. `charged`
+    are the bytes its owner is charged for: none for an image with a reference, which can be had again.
+    """
+
+    __tablename__ = "images"
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    name: Mapped[str | None] = mapped_column(String(128))
+    state: Mapped[str] = mapped_column(one_of("receiving", "fetching", "available", "deleting", "error"))
+    error: Mapped[str | None] = mapped_column(Text)
+    owner_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"))
+    visibility: Mapped[str] = mapped_column(one_of("private", "public"))
+    origin_kind: Mapped[str] = mapped_column(one_of("reference", "upload", "volume", "snapshot"))
+    origin_id: Mapped[UUID | None]
+    reference: Mapped[str | None] = mapped_column(Text)
+    checksum: Mapped[str | None] = mapped_column(String(144))
+    request_key: Mapped[str | None] = mapped_column(String(64))
+    identifier: Mapped[str | None] = mapped_column(String(27))
+    verified_by: Mapped[str | None] = mapped_column(String(144))
+    facts: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    upload: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    received: Mapped[int] = mapped_column(default=0)
+    source_digests: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    source_format: Mapped[str | None] = mapped_column(String(16))
+    digest: Mapped[str | None] = mapped_column(String(64))
+    size: Mapped[int | None]
+    file_size: Mapped[int | None]
+    allocated: Mapped[int | None]
+    charged: Mapped[int] = mapped_column(default=0)
+    used_at: Mapped[dt.datetime]
+    verified_at: Mapped[dt.datetime | None]
+    version: Mapped[int] = mapped_column(default=1)
+    created_at: Mapped[dt.datetime]
+    updated_at: Mapped[dt.datetime]
+    owner: Mapped[User] = relationship()
+    __table_args__ = (
+        Index(
+            "uq_images_one_per_request",
+            "request_key",
+            unique=True,
+            sqlite_where=text("state IN ('fetching', 'available')"),
+            postgresql_where=text("state IN ('fetching', 'available')"),
+        ),
+        *(
+            Index(f"ix_images_{'_'.join(columns)}", *columns, "id")
+            for columns in (
+                ("owner_id",),
+                ("visibility",),
+                ("state",),
+                ("name",),
+                ("identifier",),
+                ("digest",),
+                ("verified_by",),
+                ("request_key",),
+            )
+        ),
+    )
+
+
+class ImageAsker(Base):
+    """Who asked for an image, and so may see it."""
+
+    __tablename__ = "image_askers"
+    image_id: Mapped[UUID] = mapped_column(ForeignKey("images.id", ondelete="CASCADE"), primary_key=True)
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
+    __table_args__ = (Index("ix_image_askers_user", "user_id", "image_id"),)
+
+
+class ImagePin(Base):
+    """Somebody depends on the image's file: a live overlay (`name` is its instance), an admin's wish, a case.
+
+    Each principal has pins of its own: of two nodes between which an instance migrates neither ends the other's.
+    """
+
+    __tablename__ = "image_pins"
+    image_id: Mapped[UUID] = mapped_column(ForeignKey("images.id"), primary_key=True)
+    principal_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(128), primary_key=True)
+    kind: Mapped[str] = mapped_column(one_of("overlay", "admin", "case"))
+    created_at: Mapped[dt.datetime]
+    principal: Mapped[User] = relationship()
+    __table_args__ = (Index("ix_image_pins_principal", "principal_id"),)
+
+
+class GoldenCopy(Base):
+    """An image's bytes as a volume of a pool, under `id`, that volumes are cloned from; only an `available` one is."""
+
+    __tablename__ = "golden_copies"
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    digest: Mapped[str] = mapped_column(String(64))
+    pool: Mapped[str] = mapped_column(ForeignKey("pools.name"))
+    size: Mapped[int]
+    state: Mapped[str] = mapped_column(one_of("creating", "available", "deleting"))
+    used_at: Mapped[dt.datetime]
+    created_at: Mapped[dt.datetime]
+    __table_args__ = (UniqueConstraint("digest", "pool"), Index("ix_golden_copies_pool", "pool", "id"))
 
 
 class Event(Base):

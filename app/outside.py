@@ -10,11 +10,13 @@ from uuid import UUID
 from app.config import Settings
 from app.db import Database
 from app.keys import KeyFileError, KeyRing
+from app.operations import LANES
 from blockdev.locks import FileLock
 from iscsi.target import TargetError
 from pools import PoolError
 
 if TYPE_CHECKING:
+    from app.library import Library
     from iscsi.target import Target
     from pools import Pool
 
@@ -29,6 +31,8 @@ class Outside:
     keys: KeyRing
     target: Target
     pools: dict[str, Pool] = field(default_factory=dict)
+    #: Of images, while its cache is active.
+    library: Library | None = None
 
     def lock_path(self, subject: UUID, lane: str) -> Path:
         return self.settings.run_dir / "locks" / f"{subject}.{lane}"
@@ -39,5 +43,5 @@ class Outside:
 
     def forget_locks(self, subject: UUID) -> None:
         """The subject is gone from the database: who still waits will find its operation gone too."""
-        for lane in ("data", "export"):
+        for lane in LANES:
             self.lock_path(subject, lane).unlink(missing_ok=True)

@@ -7,52 +7,35 @@ alone; bytes are never removed here.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from uuid import UUID
 
 import structlog
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from app import image_drift
 from app.db import change
+from app.drift import FOREIGN, Drift
 from app.events import SYSTEM, record
-from app.models import Snapshot, Volume
+from app.models import GoldenCopy, Image, Snapshot, Volume
 from app.outside import TROUBLE, Outside
 from app.states import transition
 from app.steps.exports import export_of, exported_volumes
 from blockdev.locks import LockTimeout
+from imagecache.errors import ImageError
 from iscsi.target import Export, ExportState, TargetUnavailable
 from pools import BackingMissing
 
 log = structlog.get_logger()
 
 
-FOREIGN = "foreign"
-
-
-@dataclass(frozen=True)
-class Drift:
-    """One difference: what was found in which layer, and what will be (or was) done about it, or why it was not.
-
-    What is FOREIGN is no difference: it is told, and left alone.
-    """
-
-    layer: str
-    volume_id: UUID | None
-    found: str
-    plan: str
-    trouble: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.layer}: {self.volume_id or '-'}: {self.found} → {self.trouble or self.plan}"
-
-    def document(self) -> dict[str, str | None]:
-        return {k: str(v) if v is not None else None for k, v in asdict(self).items()}
-
-
 def look(outside: Outside) -> list[Drift]:
     """All differences, changing nothing. Raises TargetUnavailable when the target does not answer."""
-    return [*_exports(outside), *_foreign(outside), *_backings(outside)]
+    found: dict[str, set[UUID]] = {}
+    return [
+        *_exports(outside), *_foreign(outside), *_backings(outside, found), *image_drift.look(outside, found)
+    ]  # fmt: skip
 
 
 def converge(outside: Outside) -> list[Drift]:
@@ -69,7 +52,18 @@ def _converged(outside: Outside, drift: Drift) -> Drift:
         return replace(drift, trouble=converge_export(outside, drift.volume_id))
     if drift.layer == "backing" and drift.volume_id:
         _mark_missing(outside, drift)
+    if drift.subject is not None:
+        return replace(drift, trouble=_converged_image(outside, drift))
     return drift
+
+
+def _converged_image(outside: Outside, drift: Drift) -> str | None:
+    try:
+        image_drift.converge(outside, drift)
+    except (ImageError, *TROUBLE) as error:
+        log.error("image not restored", subject=drift.subject, cause=str(error))
+        return str(error)
+    return None
 
 
 def rebuild(outside: Outside) -> None:
@@ -173,8 +167,8 @@ def _foreign(outside: Outside) -> Iterator[Drift]:
         yield Drift(FOREIGN, None, f"{iqn} is not ours", "leave it alone")
 
 
-def _backings(outside: Outside) -> Iterator[Drift]:
-    """Rows without bytes, and bytes without a row."""
+def _backings(outside: Outside, found: dict[str, set[UUID]]) -> Iterator[Drift]:
+    """Rows without bytes, and bytes without a row; the volumes that each pool has are put into `found`."""
     for name, pool in list(outside.pools.items()):
         try:
             items = {(item.kind, item.id) for item in pool.inventory()}
@@ -182,6 +176,7 @@ def _backings(outside: Outside) -> Iterator[Drift]:
         except TROUBLE as error:
             yield Drift("pool", None, f"{name}: {error}", "report it")
             continue
+        found[name] = {identifier for kind, identifier in items if kind == "volume"}
         for other in foreign:
             yield Drift(FOREIGN, None, f"{other} in pool {name} is not ours", "leave it alone")
         with outside.database.read() as session:
@@ -206,6 +201,10 @@ def _records(session: Session, pool: str) -> tuple[set[tuple[str, UUID]], set[tu
             known.add((kind, identifier))
             if state in ("available", "in-use"):
                 stable.add((kind, identifier))
+    # Ours as well: golden copies, and what is cloned only to be read (app.steps.images).
+    known |= {("volume", identifier) for identifier in session.scalars(select(GoldenCopy.id))}
+    read = select(Image.id).where(Image.state == "fetching", Image.origin_kind.in_(("volume", "snapshot")))
+    known |= {("volume", identifier) for identifier in session.scalars(read)}
     return stable, known
 
 

@@ -22,6 +22,7 @@ MAX_SIZE = 1 << 50
 VolumeStateName = Literal["creating", "available", "in-use", "reverting", "deleting", "error"]
 SnapshotStateName = Literal["creating", "available", "deleting", "error"]
 AttachmentStateName = Literal["attaching", "attached", "detaching", "detached", "error"]
+ImageStateName = Literal["receiving", "fetching", "available", "deleting", "error"]
 OperationStateName = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Role = Literal["user", "node", "admin"]
 Mode = Literal["rw", "ro"]
@@ -55,6 +56,18 @@ _INITIATOR = {
     "examples": ["iqn.2026-11.org.example:host-1"],
 }
 
+#: What names an image: a Marketplace identifier, or the URL of a metadata entry or of the image itself.
+_REFERENCE = {"examples": ["BEE8-MMAw-Lk_IgsEExAy3d9R8h", "https://images.example.org/debian-12.qcow2"]}
+_DIGEST = r"^((sha1:)?[0-9A-Fa-f]{40}|(sha256:)?[0-9A-Fa-f]{64}|(sha512:)?[0-9A-Fa-f]{128})$"
+_BY_LENGTH = {40: "sha1", 64: "sha256", 128: "sha512"}
+
+
+def _checksum(value: str) -> str:
+    """`ALGORITHM:HEX`, in lower case."""
+    digits = value.rpartition(":")[2].lower()
+    return f"{_BY_LENGTH[len(digits)]}:{digits}"
+
+
 #: Stands last in an annotation: bounds to the left of it are part of the description, to the right they are not.
 Integral = BeforeValidator(_integral)
 #: Whole blocks of 512 bytes, the unit in which SCSI tells a capacity: what is shown is what a machine sees.
@@ -71,6 +84,17 @@ Label = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"
 Cursor = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{21}[AQgw]$")]
 #: In lower case, the normal form; capitals are folded.
 Initiator = Annotated[str, AfterValidator(_initiator), Field(json_schema_extra=_INITIATOR)]
+Reference = Annotated[
+    str, StringConstraints(min_length=1, max_length=2048, pattern=r"^[!-~]+$"), Field(json_schema_extra=_REFERENCE)
+]
+Checksum = Annotated[
+    str,
+    StringConstraints(pattern=_DIGEST),
+    AfterValidator(_checksum),
+    Field(description="`sha256:HEX`, `sha512:HEX` or `sha1:HEX`; or the hex digits alone, told apart by their number"),
+]
+Identifier = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{27}$")]
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Secret = Annotated[str, StringConstraints(min_length=12, max_length=256)]
 #: The header by which a repeated mutation is recognised.
 IdempotencyKey: TypeAdapter[str] = TypeAdapter(
@@ -133,6 +157,14 @@ class SnapshotFilter(Paging):
     volume: UUID | None = Field(None, description="of this volume, also when that is gone")
 
 
+class ImageFilter(Paging):
+    name: Name | None = Field(None, description="exactly this name")
+    state: ImageStateName | None = Field(None, description="in this state")
+    identifier: Identifier | None = Field(None, description="with this Marketplace identifier")
+    digest: Digest | None = Field(None, description="whose file has this SHA-256")
+    owner: Label | None = Field(None, description="of this user")
+
+
 class AttachmentFilter(Paging):
     volume: UUID | None = Field(None, description="of this volume")
     node: Name | None = Field(None, description="on this node")
@@ -165,28 +197,73 @@ class ShareTarget(DryRun):
 # ---------------------------------------------------------------- requests
 
 
-def _given(name: str) -> dict[str, Any]:
-    """JSON Schema for: this member is there, and not null."""
-    size = {"type": "integer", "minimum": MIN_SIZE, "maximum": MAX_SIZE}
-    identifier = {"type": "string", "format": "uuid"}
-    return {"required": [name], "properties": {name: size if name == "size" else identifier}}
+def _given(name: str, schema: dict[str, Any], *others: str) -> dict[str, Any]:
+    """JSON Schema for: this member is there, and not null; the others are not there, or null."""
+    absent: dict[str, Any] = {other: {"type": "null"} for other in others if other != name}
+    return {"required": [name], "properties": {name: schema, **absent}}
+
+
+_UUID: dict[str, Any] = {"type": "string", "format": "uuid"}
+_SIZE: dict[str, Any] = {"type": "integer", "minimum": MIN_SIZE, "maximum": MAX_SIZE}
 
 
 class VolumeCreate(Request):
-    """An empty volume, or a copy of exactly one of `snapshot` and `volume`."""
+    """An empty volume, or a copy of exactly one of `image`, `snapshot` and `volume`."""
 
     model_config = ConfigDict(
         json_schema_extra={
-            "anyOf": [_given("size"), _given("snapshot"), _given("volume")],
-            "not": {"allOf": [_given("snapshot"), _given("volume")]},
+            "anyOf": [
+                _given("size", _SIZE, "image", "snapshot", "volume", "checksum"),
+                _given("image", {"type": "string"}, "snapshot", "volume"),
+                _given("snapshot", _UUID, "image", "volume", "checksum"),
+                _given("volume", _UUID, "image", "snapshot", "checksum"),
+            ],
         }
     )
     name: Name | None = None
     size: Size | None = Field(None, description="bytes; may be left out for a copy, which then has its source's size")
     visibility: Visibility = "private"
     pool: Label | None = Field(None, description="the default pool when left out")
+    image: Reference | None = Field(None, description="an image's id, or a reference: it is fetched if need be")
+    checksum: Checksum | None = Field(None, description="that the image of the reference must have")
     snapshot: UUID | None = None
     volume: UUID | None = None
+
+
+class Upload(Request):
+    """What is going to be sent."""
+
+    size: Annotated[int, Field(ge=1, le=MAX_SIZE, description="bytes, as they are sent"), Integral]
+    checksum: Checksum = Field(description="of the bytes as they are sent, or of what they decompress to")
+    format: Literal["raw", "qcow2"]
+    compression: Literal["gz", "bz2", "xz", "zst"] | None = None
+
+
+_SOURCES = ("reference", "volume", "snapshot", "upload")
+
+
+class ImageCreate(Request):
+    """An image from exactly one of `reference`, `volume`, `snapshot` and `upload`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                _given("reference", {"type": "string"}, *_SOURCES),
+                _given("volume", _UUID, *_SOURCES, "checksum"),
+                _given("snapshot", _UUID, *_SOURCES, "checksum"),
+                _given("upload", {"type": "object"}, *_SOURCES, "checksum"),
+            ],
+        }
+    )
+    name: Name | None = None
+    visibility: Visibility | None = Field(
+        None, description="left out: public for what a Marketplace tells of, private for everything else"
+    )
+    reference: Reference | None = None
+    checksum: Checksum | None = Field(None, description="that the image of the reference must have")
+    volume: UUID | None = None
+    snapshot: UUID | None = None
+    upload: Upload | None = None
 
 
 def _no_default(schema: dict[str, Any]) -> None:
@@ -199,6 +276,18 @@ class VolumeUpdate(Request):
     name: Name | None = Field(None, description="null takes the name away")
     visibility: Visibility = Field("private", json_schema_extra=_no_default)
     size: Size | None = Field(None, description="bytes; larger than now")
+
+
+class ImageUpdate(Request):
+    """What is left out stays as it is."""
+
+    name: Name | None = Field(None, description="null takes the name away")
+    visibility: Visibility = Field("private", json_schema_extra=_no_default)
+
+
+class JudgementCreate(Request):
+    reference: Reference
+    checksum: Checksum | None = None
 
 
 class SnapshotCreate(Request):
@@ -306,7 +395,7 @@ class AttachmentWithConnection(AttachmentDocument):
 
 
 class Origin(Document):
-    kind: Literal["snapshot", "volume"]
+    kind: Literal["image", "snapshot", "volume"]
     id: UUID
 
 
@@ -338,6 +427,96 @@ class SnapshotDocument(Document):
     created_at: Instant
 
 
+class ImageOrigin(Document):
+    kind: Literal["reference", "upload", "volume", "snapshot"]
+    id: UUID | None = None
+
+
+class ImageDocument(Document):
+    id: UUID
+    name: str | None
+    state: ImageStateName
+    error: str | None = None
+    owner: str
+    visibility: Visibility
+    origin: ImageOrigin
+    reference: str | None = Field(None, description="told to who asked for it and to admins: a URL can hold secrets")
+    identifier: str | None = None
+    digest: str | None = Field(None, description="SHA-256 of the qcow2 file")
+    size: int | None = Field(None, description="bytes that a machine sees")
+    file_size: int | None = Field(None, description="bytes of the qcow2 file")
+    allocated: int | None = Field(None, description="bytes it really takes in the cache")
+    source_format: str | None = None
+    source_digests: dict[str, str] = Field({}, description="of the image it was made from, decompressed")
+    title: str | None = None
+    os: str | None = None
+    endorser: str | None = None
+    pins: int = Field(description="how much depends on it: live overlays, wishes of admins, cases, volumes")
+    used_at: Instant
+    created_at: Instant
+    updated_at: Instant
+
+
+class UploadStatus(Document):
+    received: int = Field(description="bytes that are here, from the first on")
+    size: int = Field(description="bytes in all")
+
+
+class PinDocument(Document):
+    """An image that stays while this is there. `path` is the file to put an overlay on, as the service sees it."""
+
+    name: str
+    kind: Literal["overlay", "admin", "case"]
+    digest: str
+    path: str
+    format: Literal["qcow2"] = "qcow2"
+
+
+class PinEntry(Document):
+    name: str
+    kind: Literal["overlay", "admin", "case"]
+    principal: str
+    created_at: Instant
+
+
+class PinList(Document):
+    items: list[PinEntry]
+
+
+class EntryDocument(Document):
+    """What one endorser, or the asker, says about an image."""
+
+    source: str
+    identifier: str | None = None
+    size: int | None = None
+    checksums: dict[str, str] = {}
+    format: str | None = None
+    compression: str | None = None
+    locations: list[str] = []
+    endorser: str | None = None
+    signed: bool = False
+    created_at: Instant | None = None
+    valid_until: Instant | None = None
+    deprecated: str | None = None
+    title: str | None = None
+    os: str | None = None
+    os_version: str | None = None
+    architecture: str | None = None
+    version: str | None = None
+
+
+class RefusalDocument(Document):
+    entry: EntryDocument
+    rule: str
+    detail: str
+
+
+class JudgementDocument(Document):
+    reference: str
+    passed: EntryDocument | None = None
+    refused: list[RefusalDocument] = []
+
+
 class ShareDocument(Document):
     group: str
     mode: Mode
@@ -360,6 +539,7 @@ class OperationDocument(Document):
     progress: int = Field(ge=0, le=100, description="percent")
     message: str | None = None
     error: OperationError | None = None
+    result: dict[str, Any] | None = Field(None, description="what it found, where that is not the resource itself")
     resource: Resource
     created_at: Instant
     started_at: Instant | None = None
@@ -464,6 +644,11 @@ class Plan(Document):
 
 class VolumePage(Document):
     items: list[VolumeDocument]
+    next: str | None = None
+
+
+class ImagePage(Document):
+    items: list[ImageDocument]
     next: str | None = None
 
 

@@ -16,9 +16,9 @@ from sqlalchemy import ColumnElement, Update, bindparam, update
 from sqlalchemy.orm import Session
 
 from app.db import change
-from app.models import Attachment, Operation, Snapshot, Volume
+from app.models import Attachment, Image, Operation, Snapshot, Volume
 
-Stateful = type[Volume] | type[Snapshot] | type[Attachment] | type[Operation]
+Stateful = type[Volume] | type[Snapshot] | type[Attachment] | type[Operation] | type[Image]
 
 #: state → the states it may be entered from
 TRANSITIONS: dict[Stateful, dict[str, tuple[str, ...]]] = {
@@ -40,6 +40,12 @@ TRANSITIONS: dict[Stateful, dict[str, tuple[str, ...]]] = {
         "detached": ("detaching",),
         "error": ("attaching", "attached"),
     },
+    Image: {
+        "fetching": ("receiving", "available", "error"),
+        "available": ("fetching",),
+        "deleting": ("receiving", "available", "error"),
+        "error": ("fetching", "available", "deleting", "error"),
+    },
     Operation: {
         "running": ("queued", "running"),
         "queued": ("running",),
@@ -59,6 +65,7 @@ def transition(
     model: Stateful,
     identifier: UUID,
     to: str,
+    /,
     *conditions: ColumnElement[bool],
     only_from: Iterable[str] | None = None,
     **values: Any,
@@ -66,7 +73,7 @@ def transition(
     """Move one row to state `to` if its state (and `conditions`) allow it; True when this call did it."""
     sources = TRANSITIONS[model][to]
     allowed = sources if only_from is None else tuple(s for s in sources if s in set(only_from))
-    if model in (Volume, Snapshot):
+    if model in (Volume, Snapshot, Image):
         values.setdefault("updated_at", now())
     statement = _transition(model, to, allowed, tuple(values))
     if conditions:

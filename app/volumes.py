@@ -71,7 +71,8 @@ def create(session: Session, settings: Settings, caller: Caller, body: VolumeCre
     pool = _pool_of_new(session, settings, body, source)
     size = capacity.rounded(session, pool, _size_of_new(settings, body, source))
     capacity.reserve(session, settings, caller.id, pool, size)
-    volume = _insert(session, caller, body, size, pool, source)
+    origin = None if source is None else ("snapshot" if isinstance(source, Snapshot) else "volume", source.id)
+    volume = insert(session, caller, body, size, pool, origin)
     record(session, caller.actor, "volume.create", ("volume", volume.id), name=volume.name, size=size, pool=pool)
     kind = "volume.create" if source is None else "volume.clone"
     return operations.enqueue(session, kind, caller, volume.id, ("volume", volume.id))
@@ -83,18 +84,17 @@ def _source(session: Session, caller: Caller, body: VolumeCreate) -> Volume | Sn
         hold_for_copy(session, volume, "clone-needs-detach")
         return volume
     if body.snapshot is not None:
-        snapshot = find_snapshot(session, caller, body.snapshot)
-        held = (
-            update(Snapshot)
-            .where(Snapshot.id == snapshot.id, Snapshot.state == "available")
-            .values(readers=Snapshot.readers + 1)
-        )
-        if change(session, held) == 0:
-            raise conflict(
-                "snapshot-not-available", f"Snapshot {snapshot.id} is {snapshot.state}; it must be available."
-            )
-        return snapshot
+        return hold_snapshot(session, find_snapshot(session, caller, body.snapshot))
     return None
+
+
+def hold_snapshot(session: Session, snapshot: Snapshot) -> Snapshot:
+    """Count a reader in, so that the bytes stay."""
+    held = update(Snapshot).where(Snapshot.id == snapshot.id, Snapshot.state == "available")
+    counted = held.values(readers=Snapshot.readers + 1)
+    if change(session, counted) == 0:
+        raise conflict("snapshot-not-available", f"Snapshot {snapshot.id} is {snapshot.state}; it must be available.")
+    return snapshot
 
 
 def find_snapshot(session: Session, caller: Caller, identifier: UUID) -> Snapshot:
@@ -140,11 +140,11 @@ def _size_of_new(settings: Settings, body: VolumeCreate, source: Volume | Snapsh
         raise invalid("/size", "missing", "Say how large the volume is to be, in bytes.")
     if source is not None and size < source.size:
         raise conflict("size-too-small", f"The copy needs at least its source's {source.size} bytes.")
-    _check_maximum(settings, size)
+    check_maximum(settings, size)
     return size
 
 
-def _check_maximum(settings: Settings, size: int) -> None:
+def check_maximum(settings: Settings, size: int) -> None:
     if size > settings.volumes.max_size:
         raise invalid("/size", "too-large", f"The largest volume here is {format_size(settings.volumes.max_size)}.")
 
@@ -154,15 +154,21 @@ def _pool_of_new(session: Session, settings: Settings, body: VolumeCreate, sourc
         if body.pool not in (None, source.pool):
             raise conflict("pool-mismatch", f"A copy lies in its source's pool, {source.pool}.")
         return source.pool
-    name = body.pool or settings.default_pool
+    return pool_named(session, settings, body.pool)
+
+
+def pool_named(session: Session, settings: Settings, name: str | None) -> str:
+    """The pool of that name, or the default one; Problem 404."""
+    name = name or settings.default_pool
     if session.get(Pool, name) is None:
         raise not_found("pool", name)
     return name
 
 
-def _insert(
-    session: Session, caller: Caller, body: VolumeCreate, size: int, pool: str, source: Volume | Snapshot | None
+def insert(
+    session: Session, caller: Caller, body: VolumeCreate, size: int, pool: str, origin: tuple[str, UUID] | None
 ) -> Volume:
+    """The record of a new volume; `origin` is the kind and the id of what it is a copy of."""
     moment = now()
     volume = Volume(
         id=new_id(),
@@ -172,8 +178,8 @@ def _insert(
         owner_id=caller.id,
         visibility=body.visibility,
         pool=pool,
-        origin_kind=None if source is None else "snapshot" if isinstance(source, Snapshot) else "volume",
-        origin_id=None if source is None else source.id,
+        origin_kind=origin and origin[0],
+        origin_id=origin and origin[1],
         readers=0,
         tid=_next_tid(session),
         version=1,
@@ -229,7 +235,7 @@ def _bump(session: Session, volume: Volume, version: int | None, **values: objec
 
 
 def _grow(session: Session, settings: Settings, caller: Caller, volume: Volume, size: int) -> Operation:
-    _check_maximum(settings, size)
+    check_maximum(settings, size)
     planned = (
         update(Volume)
         .where(
@@ -287,10 +293,7 @@ def revert(session: Session, caller: Caller, identifier: UUID, snapshot_id: UUID
     if not transition(session, Volume, volume.id, "reverting", *unused):
         session.refresh(volume)
         raise _busy(volume)
-    held = update(Snapshot).where(Snapshot.id == snapshot.id, Snapshot.state == "available")
-    counted = held.values(readers=Snapshot.readers + 1)
-    if change(session, counted) == 0:
-        raise conflict("snapshot-not-available", f"Snapshot {snapshot.id} is {snapshot.state}; it must be available.")
+    hold_snapshot(session, snapshot)
     record(session, caller.actor, "volume.revert", ("volume", volume.id), snapshot=str(snapshot.id))
     return operations.enqueue(
         session, "volume.revert", caller, volume.id, ("volume", volume.id), snapshot=str(snapshot.id)

@@ -20,21 +20,30 @@ from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 from app import operations
 from app.models import Operation, WorkerBeat
 from app.notify import DONE, WORK, Bus
-from app.operations import KINDS, Cancelled, Lost, finish, put_back, queued_behind
+from app.operations import EVERYTHING, KINDS, LANES, Cancelled, Lost, finish, put_back, queued_behind
 from app.outside import Outside
 from app.states import now
 from app.steps import HANDLERS
-from app.steps.job import Again, CloneNeedsDetach, Elsewhere, Job, Settle, SnapshotNeedsDetach, Vanished
+from app.steps.job import Again, CloneNeedsDetach, Elsewhere, Job, Refusal, Settle, SnapshotNeedsDetach, Vanished
 from blockdev.command import CommandError
+from imagecache.errors import CacheUnusable, ImageError, Unreachable
 from iscsi.target import TargetError, TargetLimit, TargetUnavailable
 from pools import BackingMissing, PoolError, PoolFailed, PoolFull, PoolUnusable, SizeMismatch, SizeTooLarge
 
 log = structlog.get_logger()
-LANES = ("data", "export")
 #: Looks for work that nobody announced, seconds.
 POLL = 1.0
 #: What is worth trying again by itself, and how often, before a client is told.
-TRANSIENT = (PoolUnusable, PoolFailed, OperationalError, IntegrityError, CommandError, TargetUnavailable, OSError)
+TRANSIENT = (
+    PoolUnusable,
+    PoolFailed,
+    OperationalError,
+    IntegrityError,
+    CommandError,
+    TargetUnavailable,
+    CacheUnusable,
+    OSError,
+)
 ATTEMPTS = 5
 
 CODES: tuple[tuple[type[Exception], str], ...] = (
@@ -55,7 +64,21 @@ CODES: tuple[tuple[type[Exception], str], ...] = (
 )
 
 
+#: Of a server that does not answer a fetch has asked often already.
+FETCH_ATTEMPTS = 3
+
+
+def is_transient(error: Exception, attempt: int) -> bool:
+    """Whether to try again, after that many tries, what failed like this."""
+    if isinstance(error, Unreachable):
+        final = error.status is not None and 400 <= error.status < 500 and error.status not in (408, 425, 429)
+        return not final and attempt < FETCH_ATTEMPTS
+    return isinstance(error, TRANSIENT) and attempt < ATTEMPTS
+
+
 def code_of(error: Exception) -> str:
+    if isinstance(error, ImageError | Refusal):
+        return error.code
     return next((code for kind, code in CODES if isinstance(error, kind)), "internal-error")
 
 
@@ -124,7 +147,7 @@ class Worker:
             session.merge(WorkerBeat(host=self._host, pid=os.getpid(), ready=self.ready.is_set(), beat_at=now()))
 
     def _dispatch(self, lane: str) -> None:
-        width = self.outside.settings.worker.threads
+        width = self._width(lane)
         free = threading.Semaphore(width)
         with ThreadPoolExecutor(width, thread_name_prefix=lane) as pool:
             while not self.stopping.is_set():
@@ -137,16 +160,21 @@ class Worker:
                     continue
                 pool.submit(self._run, operation).add_done_callback(lambda _: free.release())
 
+    def _width(self, lane: str) -> int:
+        settings = self.outside.settings
+        return settings.images.fetches if lane == "image" else settings.worker.threads
+
     def _claim(self, lane: str) -> Operation | None:
         if lane == "export" and not self.ready.wait(POLL):  # without its target a volume can still be made and copied
             self._wake[lane].set()
             return None
         database, lease = self.outside.database, self.outside.settings.worker.lease
+        share = max(1, self._width(lane) - 1) if lane == "image" else EVERYTHING
         try:
-            waiting = operations.claimable(database, lane)
+            waiting = operations.claimable(database, lane, share)
             if waiting > 1:
                 self._wake[lane].set()  # look again, whatever becomes of this one
-            return operations.claim(database, self.name, lane, lease) if waiting else None
+            return operations.claim(database, self.name, lane, lease, share) if waiting else None
         except SQLAlchemyError as error:
             log.warning("claim failed", cause=str(error))
             return None
@@ -197,6 +225,8 @@ class Worker:
             others = queued_behind(session, operation)
         if others:
             self._wake[operation.lane].set()
+        if operation.lane == "image":
+            self._wake["data"].set()  # volumes wait for images
         self._bus.announce(DONE, str(operation.id))
 
     def _later(self, operation: Operation, delay: float, message: str, *, failed: bool) -> None:
@@ -213,7 +243,7 @@ class Worker:
         log.warning("operation failed", kind=operation.kind, operation=str(operation.id), attempt=operation.attempt,
                     exc_info=error)  # fmt: skip
         fence = operation.kind == "attachment.detach"
-        if fence or (isinstance(error, TRANSIENT) and operation.attempt < ATTEMPTS):
+        if fence or is_transient(error, operation.attempt):
             delay = min(0.1 * 2 ** min(operation.attempt, 10), 10.0)
             self._later(operation, delay, f"trying again: {told(error)}", failed=True)
         else:

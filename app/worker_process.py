@@ -78,7 +78,7 @@ def run(settings: Settings) -> None:
     """Until SIGTERM or SIGINT. The target goes on serving, for the next worker to adopt."""
     logs.configure(settings.log_dir / "worker.log")
     threading.excepthook = _die
-    service = Service(settings, connections=2 * settings.worker.threads + 8)
+    service = Service(settings, connections=2 * settings.worker.threads + settings.images.fetches + 8)
     with FileLock(settings.run_dir / "worker.lock"):
         _serve(service)
 
@@ -94,6 +94,7 @@ def _serve(service: Service) -> None:
         outside, Signer.load_or_create(settings.key_dir / "events.key"), worker.ready, worker.stopping
     )
     chores.watch_pools()
+    chores.watch_images()
     keeper = Keeper(host, outside, worker.ready, worker.stopping)
     others = [threading.Thread(target=keeper.run, name="keeper"), threading.Thread(target=chores.run, name="chores")]
     threads = [*worker.start(), *others]

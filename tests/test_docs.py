@@ -21,7 +21,7 @@ from stratus.hints import HINTS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-_ROW = re.compile(r"^\| `([a-zA-Z_.]+)` \| (none|required|`(.*?)`) \|", re.MULTILINE)
+_ROW = re.compile(r"^\| `([a-zA-Z0-9_.]+)` \| (none|required|`(.*?)`) \|", re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)#:]*)(?:#([^)]*))?\)")
 
 

@@ -33,7 +33,8 @@ MAY = {
 #: The modules of app that act outside the database, or watch what is there.
 HANDS = (
     "app.steps", "app.worker", "app.worker_process", "app.keeper", "app.housekeeping", "app.reconcile", "app.watch",
-    "app.outside", "app.diagnosis",
+    "app.outside", "app.diagnosis", "app.library", "app.image_care",
+    "app.image_drift",
 )  # fmt: skip
 #: Names of initiators: text and nothing else.
 PURE = "iscsi.names"

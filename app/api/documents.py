@@ -9,15 +9,30 @@ from sqlalchemy.orm import Session
 from app import accounts
 from app.auth import Caller
 from app.config import Settings
+from app.images import Shown
 from app.keys import ChapSecrets
-from app.models import Attachment, Connection, Event, Group, Pool, Snapshot, Token, User, Volume
+from app.models import (
+    Attachment,
+    Connection,
+    Event,
+    Group,
+    Image,
+    ImagePin,
+    Pool,
+    Snapshot,
+    Token,
+    User,
+    Volume,
+)
 from app.paging import Page
 from app.schemas import (
     AttachmentDocument,
     ConnectionDocument,
     EventDocument,
     GroupDocument,
+    ImageDocument,
     NodeDocument,
+    PinEntry,
     PoolDocument,
     SnapshotDocument,
     TokenDocument,
@@ -27,7 +42,7 @@ from app.schemas import (
 from iscsi.names import LUN, serial, target_name
 
 
-def etag(record: Volume | Snapshot) -> dict[str, str]:
+def etag(record: Volume | Snapshot | Image) -> dict[str, str]:
     return {"ETag": f'"v{record.version}"'}
 
 
@@ -68,6 +83,32 @@ def connection(settings: Settings, record: Attachment, found: Connection, secret
 
 def snapshot(record: Snapshot) -> SnapshotDocument:
     return SnapshotDocument.model_validate(_members(record, SnapshotDocument) | {"owner": record.owner.name})
+
+
+#: What the entry that passed says of an image, and everybody who sees the image is told.
+_FACTS = ("title", "os", "endorser")
+
+
+def image(record: Image, more: Shown) -> ImageDocument:
+    """The reference, and what went wrong, are told only to those who are close: a URL can hold secrets."""
+    facts = record.facts or {}
+    origin = {"kind": record.origin_kind, "id": record.origin_id if more.close else None}
+    return ImageDocument.model_validate(
+        _members(record, ImageDocument)
+        | {name: facts.get(name) for name in _FACTS}
+        | {
+            "owner": record.owner.name,
+            "origin": origin,
+            "error": record.error if more.close else None,
+            "reference": record.reference if more.close else None,
+            "source_digests": record.source_digests or {},
+            "pins": more.pins,
+        }
+    )
+
+
+def pin(record: ImagePin) -> PinEntry:
+    return PinEntry.model_validate(_members(record, PinEntry) | {"principal": record.principal.name})
 
 
 def token(record: Token) -> TokenDocument:

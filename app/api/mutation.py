@@ -59,7 +59,8 @@ def mutate(call: Call, intend: Intend, answer: Answering | None = None) -> Answe
         return outcome.answer
     if isinstance(outcome, IdempotencyKey):
         return _again(call, outcome, answer)
-    call.service.bus.announce(WORK, outcome.lane)
+    # A volume that waits for its image may have begun the image's operation too, which is of another lane.
+    call.service.bus.announce(WORK, outcome.lane if outcome.kind != "volume.from-image" else "")
     return wait_for(call, outcome.id, answer, call.wait)
 
 
@@ -182,7 +183,7 @@ def operation_document(operation: Operation) -> OperationDocument:
     error = {"code": operation.error_code, "detail": operation.error_detail or ""} if operation.error_code else None
     values: dict[str, Any] = {
         name: getattr(operation, name)
-        for name in ("id", "kind", "state", "progress", "message", "created_at", "started_at", "finished_at")
+        for name in ("id", "kind", "state", "progress", "message", "result", "created_at", "started_at", "finished_at")
     }
     resource = {"kind": operation.resource_kind, "id": operation.resource_id}
     return OperationDocument.model_validate(values | {"error": error, "resource": resource})
@@ -224,7 +225,8 @@ def _try_out(session: Session, call: Call, intend: Intend, plan: dict[str, Any])
 
 def _space(session: Session, operation: Operation) -> PoolDocument | None:
     """The pool as it would be then."""
-    model = Snapshot if operation.resource_kind == "snapshot" else Volume
-    name = session.scalar(select(model.pool).where(model.id == operation.resource_id))
+    models: dict[str, type[Snapshot] | type[Volume]] = {"snapshot": Snapshot, "volume": Volume}
+    model = models.get(operation.resource_kind)
+    name = session.scalar(select(model.pool).where(model.id == operation.resource_id)) if model else None
     pool = session.get(Pool, name, populate_existing=True) if name else None
     return PoolDocument.model_validate(pool) if pool else None

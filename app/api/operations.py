@@ -18,15 +18,17 @@ routes = Routes("operations")
 
 @routes.add("GET", "/v1/operations", query=OperationFilter, answers={200: OperationPage})
 def list_operations(call: Call) -> Answer:
-    """List your operations, the newest first."""
-    mine = [] if call.caller.is_admin else [Operation.principal_id == call.caller.id]
+    """List your operations, those you joined among them, the newest first."""
+    caller, filters = call.caller, []
     if call.query.state is not None:
-        mine.append(Operation.state == call.query.state)
+        filters.append(Operation.state == call.query.state)
     if call.query.resource is not None:
-        mine.append(Operation.resource_id == call.query.resource)
+        filters.append(Operation.resource_id == call.query.resource)
+    whose = [Operation.principal_id == caller.id, operations.watched_by(caller)]
+    branches = [filters] if caller.is_admin else [[mine, *filters] for mine in whose]
     with call.read() as session:
         found = page(
-            session, Operation, limit=call.query.limit, cursor=call.query.next, branches=[mine], newest_first=True
+            session, Operation, limit=call.query.limit, cursor=call.query.next, branches=branches, newest_first=True
         )
         return Answer(200, documents.page(OperationPage, found, operation_document))
 
@@ -43,7 +45,7 @@ def get_operation(call: Call) -> Answer:
 
 @routes.add("POST", "/v1/operations/{id}/cancel", body=Empty, query=DryRun, answers={200: OperationDocument})
 def cancel_operation(call: Call) -> Answer:
-    """Ask a copy to end; it leaves nothing behind."""
+    """Ask a copy or a fetch to end; it leaves nothing behind. While others wait for it, only your part in it ends."""
 
     def intend(session: Session) -> Done:
         return Done(Answer(200, operation_document(operations.cancel(session, call.caller, call.id))))

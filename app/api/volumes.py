@@ -6,7 +6,7 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
-from app import attachments, snapshots, volumes
+from app import attachments, from_image, snapshots, volumes
 from app.api import documents
 from app.api.contract import Answer, Call, Link, Routes
 from app.api.mutation import Done, mutate
@@ -56,10 +56,11 @@ FOLLOW = (
 @routes.add("POST", "/v1/volumes", body=VolumeCreate, query=DryRun, links=FOLLOW,
             answers={201: VolumeDocument, 202: OperationDocument}, headers={201: ("Location", "ETag")})  # fmt: skip
 def create_volume(call: Call) -> Answer:
-    """Create a volume, empty or as a copy of a snapshot or a volume."""
+    """Create a volume, empty or as a copy of an image, a snapshot or a volume."""
+    create = volumes.create if call.body.image is None else from_image.create
     return mutate(
         call,
-        lambda session: volumes.create(session, call.service.settings, call.caller, call.body),
+        lambda session: create(session, call.service.settings, call.caller, call.body),
         lambda session, identifier: _shown(call, session, identifier, 201),
     )
 

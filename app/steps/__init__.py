@@ -1,4 +1,5 @@
-"""The outside acts of each operation: the only modules of the service that know pools and targets.
+"""The outside acts of each operation: the only modules of the service that know pools, targets and
+the cache of images.
 
 A step can be repeated: "already there" and "already gone" are success. It runs under a file lock of its volume and
 lane whose descriptor every child inherits, and looks once more, with the lock in hand, whether the operation is still
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from app.models import Operation
-from app.steps import attachments, site, snapshots, volumes
+from app.steps import attachments, from_image, images, site, snapshots, volumes
 from app.steps.job import Again, Job, Settle
 
 Failed = Callable[[Session, Operation, Exception], None]
@@ -40,6 +41,13 @@ HANDLERS: dict[str, Handler] = {
     "volume.reset": Handler(volumes.reset, volumes.reset_failed),
     "snapshot.create": Handler(snapshots.create, snapshots.create_failed, snapshots.remove_copy),
     "snapshot.delete": Handler(snapshots.delete, snapshots.delete_failed),
+    "volume.from-image": Handler(from_image.from_image, from_image.from_image_failed, volumes.remove_copy),
+    "image.fetch": Handler(images.fetch, images.fetch_failed),
+    "image.from-volume": Handler(images.from_volume, images.from_volume_failed, images.remove_clone),
+    "image.join": Handler(images.join, images.join_failed),
+    "image.judge": Handler(images.judge, images.judge_failed),
+    "image.scrub": Handler(images.scrub, images.scrub_failed),
+    "image.delete": Handler(images.delete, images.delete_failed),
     "attachment.attach": Handler(attachments.attach, attachments.attach_failed),
     "attachment.detach": Handler(attachments.detach, attachments.detach_failed),
     "site.reconcile": Handler(site.reconcile, site.reconcile_failed),

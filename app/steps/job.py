@@ -12,13 +12,17 @@ from uuid import UUID
 from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
-from app.models import Attachment, Operation, Snapshot, Volume
+from app.library import Library
+from app.models import Attachment, Image, Operation, Snapshot, Volume
 from app.operations import Cancelled, Lost, guarded
 from app.outside import Outside
+from blockdev.extents import Progress
+from blockdev.locks import FileLock
+from imagecache.errors import CacheUnusable
 from pools import Pool, PoolUnusable
 
 Settle = Callable[[Session], None]
-Row = TypeVar("Row", Volume, Snapshot, Attachment)
+Row = TypeVar("Row", Volume, Snapshot, Attachment, Image)
 
 
 _STANDING = select(Operation.fence, Operation.state, Operation.cancel_requested).where(
@@ -44,6 +48,14 @@ class Elsewhere(Vanished):
 
     def __init__(self, state: str) -> None:
         super().__init__(f"it is {state} by now: what was asked for before has failed or is no longer wanted")
+
+
+class Refusal(Exception):
+    """It cannot be done, for a reason with a `code` of its own that is nobody's defect."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class NeedsDetach(Exception):
@@ -74,6 +86,16 @@ class Job:
         with self.outside.lock(self.operation.subject_id, lane or self.operation.lane):
             self._still_mine(cancellable)
             yield
+
+    @contextmanager
+    def elsewhere(self, lock: FileLock, delay: float, message: str) -> Iterator[None]:
+        """Alone with what `lock` stands for, or later: who would have to wait gives its thread away."""
+        if not lock.try_lock():
+            raise Again(delay, message)
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _still_mine(self, cancellable: bool) -> None:
         with self.outside.database.read() as session:
@@ -108,20 +130,54 @@ class Job:
                 f"volume {volume_id} is attached for writing, and its pool copies byte by byte: detach it first"
             )
 
+    def library(self) -> Library:
+        """What turns references into images; raises CacheUnusable when the cache is not active."""
+        if self.outside.library is None:
+            raise CacheUnusable("the cache of images is not active")
+        return self.outside.library
+
     def progress(self, done: int, total: int) -> None:
         """To be called often by long work: tells the client, and ends the work if that is asked for."""
         self._go_on(done, total, cancellable=True)
+
+    def meter(self, *doing: str) -> Progress:
+        """`progress` that also tells how fast it goes and how long it will take. With two things to do, one after the
+        other, the bytes are counted twice, and total is that of both."""
+        began = time.monotonic()
+
+        def go_on(done: int, total: int) -> None:
+            each = total // len(doing)
+            step = min(done // each, len(doing) - 1) if each else 0
+            told = lambda: pace(doing[step], done - step * each, each, began)  # noqa: E731
+            self._go_on(done, total, cancellable=True, message=told)
+
+        return go_on
+
+    def check(self) -> None:
+        """To be called often by whoever waits: ends the waiting if that is asked for."""
+        self._go_on(0, 0, cancellable=True)
 
     def report(self, done: int, total: int) -> None:
         """`progress` of work that can no longer be cancelled."""
         self._go_on(done, total, cancellable=False)
 
-    def _go_on(self, done: int, total: int, *, cancellable: bool) -> None:
+    def _go_on(
+        self, done: int, total: int, *, cancellable: bool, message: Callable[[], str | None] = lambda: None
+    ) -> None:
         if self._stopping.is_set():
             raise Again(0, "the service is restarting")
         if time.monotonic() - self._reported < self.REPORT:
             return
         self._reported = time.monotonic()
+        percent = min(99, done * 100 // max(total, 1))
         with self.outside.database.write(durable=False) as session:
-            guarded(session, self.operation, progress=min(99, done * 100 // max(total, 1)))
+            guarded(session, self.operation, progress=percent, message=message())
         self._still_mine(cancellable)
+
+
+def pace(doing: str, done: int, total: int, began: float) -> str:
+    """For people: how much of how much, how fast, and how long yet. `total` is 0 when nobody knows."""
+    rate = done / max(time.monotonic() - began, 0.001)
+    of_all = f" of {total >> 20}" if total else ""
+    left = f", {(total - done) / rate:.0f} s left" if total and rate > 1 else ""
+    return f"{doing}: {done >> 20}{of_all} MiB, {rate / (1 << 20):.0f} MiB/s{left}"

@@ -21,13 +21,13 @@ from iscsi.target import TargetBusy, TargetUnavailable
 from pools import BackingMissing, PoolFull
 
 
-def _told(session: Session, operation: Operation, kind: str, volume_id: UUID, **detail: object) -> None:
+def told(session: Session, operation: Operation, kind: str, volume_id: UUID, **detail: object) -> None:
     record(session, actor_of(operation), kind, ("volume", volume_id), operation=str(operation.id), **detail)
 
 
-def _broken(session: Session, operation: Operation, error: Exception) -> None:
+def broken(session: Session, operation: Operation, error: Exception) -> None:
     transition(session, Volume, operation.resource_id, "error", error=str(error), new_size=None)
-    _told(session, operation, "volume.error", operation.resource_id, cause=str(error))
+    told(session, operation, "volume.error", operation.resource_id, cause=str(error))
 
 
 def release_source(session: Session, model: type[Volume] | type[Snapshot], identifier: UUID) -> None:
@@ -46,12 +46,12 @@ def create(job: Job) -> Settle:
 
     def settle(session: Session) -> None:
         transition(session, Volume, volume.id, "available", error=None)
-        _told(session, job.operation, "volume.created", volume.id)
+        told(session, job.operation, "volume.created", volume.id)
 
     return settle
 
 
-create_failed = _broken
+create_failed = broken
 
 
 def clone(job: Job) -> Settle:
@@ -67,7 +67,7 @@ def clone(job: Job) -> Settle:
     def settle(session: Session) -> None:
         _release_origin(session, volume)
         transition(session, Volume, volume.id, "available", error=None)
-        _told(session, job.operation, "volume.created", volume.id, origin=str(volume.origin_id))
+        told(session, job.operation, "volume.created", volume.id, origin=str(volume.origin_id))
 
     return settle
 
@@ -91,7 +91,7 @@ def clone_failed(session: Session, operation: Operation, error: Exception) -> No
     if isinstance(error, Cancelled):
         forget(session, operation, volume)
     else:
-        _broken(session, operation, error)
+        broken(session, operation, error)
 
 
 def forget(session: Session, operation: Operation, volume: Volume) -> None:
@@ -99,7 +99,7 @@ def forget(session: Session, operation: Operation, volume: Volume) -> None:
     capacity.release(session, volume.owner_id, volume.pool, max(volume.size, volume.new_size or 0))
     change(session, delete_rows(Attachment).where(Attachment.volume_id == volume.id))
     change(session, delete_rows(Volume).where(Volume.id == volume.id))
-    _told(session, operation, "volume.deleted", volume.id, name=volume.name)
+    told(session, operation, "volume.deleted", volume.id, name=volume.name)
 
 
 # ---------------------------------------------------------------- grow, revert
@@ -118,7 +118,7 @@ def grow(job: Job) -> Settle:
         values = {"size": size, "new_size": None, "version": Volume.version + 1, "updated_at": now()}
         grown = update(Volume).where(Volume.id == volume.id, Volume.new_size == size).values(**values)
         change(session, grown)
-        _told(session, job.operation, "volume.grown", volume.id, size=size)
+        told(session, job.operation, "volume.grown", volume.id, size=size)
 
     return settle
 
@@ -141,7 +141,7 @@ def grow_failed(session: Session, operation: Operation, error: Exception) -> Non
     growth, volume.new_size = volume.new_size - volume.size, None
     session.flush()  # the volume first, then what is charged for it: the order in which everyone locks these rows
     capacity.release(session, volume.owner_id, volume.pool, growth, count=0)
-    _told(session, operation, "volume.grow-failed", volume.id, cause=str(error))
+    told(session, operation, "volume.grow-failed", volume.id, cause=str(error))
 
 
 def revert(job: Job) -> Settle:
@@ -155,7 +155,7 @@ def revert(job: Job) -> Settle:
     def settle(session: Session) -> None:
         release_source(session, Snapshot, snapshot)
         transition(session, Volume, volume.id, "available", error=None)
-        _told(session, job.operation, "volume.reverted", volume.id, snapshot=str(snapshot))
+        told(session, job.operation, "volume.reverted", volume.id, snapshot=str(snapshot))
 
     return settle
 
@@ -166,9 +166,9 @@ def revert_failed(session: Session, operation: Operation, error: Exception) -> N
     release_source(session, Snapshot, UUID(operation.parameters["snapshot"]))
     if isinstance(error, (Cancelled, PoolFull)):
         transition(session, Volume, operation.resource_id, "available")
-        _told(session, operation, "volume.revert-failed", operation.resource_id, cause=str(error))
+        told(session, operation, "volume.revert-failed", operation.resource_id, cause=str(error))
     else:
-        _broken(session, operation, error)
+        broken(session, operation, error)
 
 
 # ---------------------------------------------------------------- delete, reset
@@ -192,7 +192,7 @@ def _remove_export(job: Job, volume_id: UUID) -> None:
         raise Again(0.5, f"waiting for the target: {error}") from error
 
 
-delete_failed = _broken
+delete_failed = broken
 
 
 def reset(job: Job) -> Settle:
@@ -211,10 +211,10 @@ def reset(job: Job) -> Settle:
         # A state that belongs to an operation still to come is that operation's to end.
         settled = Volume.state.in_(("available", "in-use", "error"))
         transition(session, Volume, volume.id, state, settled, error=missing)
-        _told(session, job.operation, "volume.state-reset", volume.id, state=state, error=missing)
+        told(session, job.operation, "volume.state-reset", volume.id, state=state, error=missing)
 
     return settle
 
 
 def reset_failed(session: Session, operation: Operation, error: Exception) -> None:
-    _told(session, operation, "volume.reset-failed", operation.resource_id, cause=str(error))
+    told(session, operation, "volume.reset-failed", operation.resource_id, cause=str(error))

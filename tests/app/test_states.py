@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from app.db import Database
 from app.ids import new_id
-from app.models import Attachment, Operation, Snapshot, Volume
+from app.models import Attachment, Image, Operation, Snapshot, Volume
 from app.states import TRANSITIONS, Stateful, transition
 from tests.support import rows
 
@@ -48,6 +48,8 @@ class Rows:
             return self.volume(state=state).id
         if model is Snapshot:
             return self._added(rows.snapshot(self.alice.id, new_id(), state=state)).id
+        if model is Image:
+            return self._added(rows.image(self.alice.id, state=state)).id
         if model is Operation:
             return self._added(rows.operation(new_id(), state=state)).id
         held = None if state == "detached" else "rw"
@@ -125,7 +127,13 @@ def test_of_many_at_once_one_makes_the_transition(there: Rows) -> None:
 
 
 def test_every_state_can_be_reached_and_every_named_state_exists() -> None:
-    starts = {Volume: "creating", Snapshot: "creating", Attachment: "attaching", Operation: "queued"}
+    starts = {
+        Volume: "creating",
+        Snapshot: "creating",
+        Attachment: "attaching",
+        Image: "receiving",
+        Operation: "queued",
+    }
     for model, ways in TRANSITIONS.items():
         assert set(ways) | {starts[model]} == set(STATES[model])
         assert {source for sources in ways.values() for source in sources} <= set(STATES[model])

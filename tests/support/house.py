@@ -95,6 +95,7 @@ def open_house(home: Path, database: Database, **sections: object) -> Iterator[H
     try:
         house.daemon.start()
         house.chores.watch_pools()
+        house.chores.watch_images()
         yield house
     finally:
         house.stop()

@@ -9,11 +9,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.db import Database
-from app.models import Attachment, Connection, Operation, Pool, Snapshot, User, Volume
+from app.models import Attachment, Connection, GoldenCopy, Image, Operation, Pool, Snapshot, User, Volume
 from app.operations import OPEN
 
 #: Kinds of operations that read a source, and where to find it.
-COPIES = ("volume.clone", "snapshot.create", "volume.revert")
+COPIES = ("volume.clone", "snapshot.create", "volume.revert", "image.from-volume")
 
 
 def check(database: Database, *, idle: bool = False) -> None:
@@ -36,6 +36,10 @@ def _usage(session: Session) -> list[str]:
     for record, size in [*volumes, *((s, s.size) for s in session.scalars(select(Snapshot)))]:
         by_owner[record.owner_id].append(size)
         by_pool[record.pool] += size
+    for image in session.scalars(select(Image).where(Image.origin_kind != "reference")):
+        by_owner[image.owner_id].append(image.charged)
+    for copy in session.scalars(select(GoldenCopy)):
+        by_pool[copy.pool] += copy.size
     broken = []
     for user in session.scalars(select(User)):
         found, wanted = (user.used_size, user.used_count), (sum(by_owner[user.id]), len(by_owner[user.id]))
@@ -78,6 +82,10 @@ def _readers(session: Session) -> list[str]:
             wanted[made.origin_id] += 1
         elif operation.kind == "snapshot.create":
             wanted[operation.subject_id] += 1
+        elif operation.kind == "image.from-volume":
+            image = session.get_one(Image, operation.resource_id)
+            assert image.origin_id is not None
+            wanted[image.origin_id] += 1
         else:
             wanted[UUID(operation.parameters["snapshot"])] += 1
     records: list[Volume | Snapshot] = [*session.scalars(select(Volume)), *session.scalars(select(Snapshot))]
@@ -100,7 +108,7 @@ def _running(session: Session) -> list[str]:
 def _at_rest(session: Session) -> list[str]:
     """Every state that only an operation can end has one; with none open, there is no such state."""
     passing = {Volume: ("creating", "reverting", "deleting"), Snapshot: ("creating", "deleting"),
-               Attachment: ("attaching", "detaching"), Operation: OPEN}  # fmt: skip
+               Attachment: ("attaching", "detaching"), Operation: OPEN, Image: ("fetching", "deleting")}  # fmt: skip
     broken = [
         f"{model.__tablename__} {row.id} is {row.state}, and nobody works on it"
         for model, states in passing.items()

@@ -13,10 +13,16 @@ from app.models import (
     Connection,
     Counter,
     Event,
+    GoldenCopy,
     Group,
     GroupMember,
     IdempotencyKey,
+    Image,
+    ImageAsker,
+    ImageCache,
+    ImagePin,
     Operation,
+    OperationWatcher,
     Pool,
     Share,
     Snapshot,
@@ -70,13 +76,24 @@ def operation(subject: UUID, **values: Any) -> Operation:
     return Operation(**{**ids, **defaults, **counted, **stamps, **values})
 
 
+def image(owner: UUID, **values: Any) -> Image:
+    defaults = {"state": "available", "visibility": "private", "origin_kind": "reference", "received": 0, "charged": 0}
+    stamps = {"version": 1, "used_at": now(), "created_at": now(), "updated_at": now()}
+    return Image(**{"id": new_id(), "owner_id": owner, **defaults, **stamps, **values})
+
+
+def golden_copy(digest: str, pool: str = "default", **values: Any) -> GoldenCopy:
+    defaults = {"size": 64 * MIB, "state": "available", "used_at": now(), "created_at": now()}
+    return GoldenCopy(**{"id": new_id(), "digest": digest, "pool": pool, **defaults, **values})
+
+
 def one_of_each(session: Session, suffix: str = "") -> None:
     """A row in every table, that hang together."""
-    alice = user(f"alice{suffix}", used_size=128 * MIB, used_count=2)
+    alice = user(f"alice{suffix}", used_size=129 * MIB, used_count=3)
     group = Group(id=new_id(), name=f"friends{suffix}", created_at=now())
     tid = session.get_one(Counter, "tid")
     tid.value += 1
-    home = pool(f"default{suffix}", promised=128 * MIB)
+    home = pool(f"default{suffix}", promised=192 * MIB)
     session.add_all([alice, group, home])
     session.flush()
     data = volume(alice.id, tid.value, pool=home.name, held_mode="rw", state="in-use")
@@ -88,7 +105,9 @@ def one_of_each(session: Session, suffix: str = "") -> None:
     )
     session.flush()
     session.add(Share(volume_id=data.id, group_id=group.id, mode="ro"))
-    session.add(operation(data.id, principal_id=alice.id))
+    work = operation(data.id, principal_id=alice.id)
+    session.add(work)
+    _images(session, alice, work, home.name)
     session.add(Token(id=new_id(), user_id=alice.id, digest=new_id().hex * 2, created_at=now()))
     session.add(Event(id=new_id(), at=now(), kind="volume.create", actor="alice", detail={"size": 1}))
     session.add(IdempotencyKey(principal_id=alice.id, key="key-00000001", fingerprint="0" * 64, created_at=now()))
@@ -99,3 +118,14 @@ def one_of_each(session: Session, suffix: str = "") -> None:
                    created_at=now())
     )  # fmt: skip
     session.flush()
+
+
+def _images(session: Session, alice: User, work: Operation, home: str) -> None:
+    session.flush()
+    fetched, sent = image(alice.id, digest="d" * 64), image(alice.id, origin_kind="upload", charged=MIB)
+    session.add_all([fetched, sent, golden_copy("d" * 64, home)])
+    session.add(OperationWatcher(operation_id=work.id, user_id=alice.id, waiting=True))
+    session.merge(ImageCache(name="images", state="active", size=0, free=0, allocated=0))
+    session.flush()
+    session.add(ImageAsker(image_id=fetched.id, user_id=alice.id))
+    session.add(ImagePin(image_id=fetched.id, principal_id=alice.id, name="i-1", kind="overlay", created_at=now()))
