@@ -210,33 +210,12 @@ EXIT_OF_STATUS: Mapping[int, Exit] = {
 #: Failures of long work that the state of things explains; other failures of a target or a pool are theirs.
 _CONFLICTS = frozenset({"pool-full", "pool-low-space", "pool-overcommitted", "backing-missing", "size-mismatch"})
 #: The image, or what is said about it, is refused: as when that is answered at once, with 409.
-_REFUSED_IMAGES = frozenset(
-    [
-        "image-failed",
-        "bad-reference",
-        "no-image-entry",
-        "bad-metadata",
-        "bad-signature",
-        "bad-checksum-file",
-        "policy-refused",
-        "bad-url",
-        "address-refused",
-        "too-many-redirects",
-        "wrong-digest",
-        "wrong-size",
-        "truncated",
-        "bad-compression",
-        "image-too-large",
-        "bad-format",
-        "has-backing-file",
-        "has-data-file",
-        "has-internal-snapshots",
-        "encrypted-image",
-        "unknown-features",
-        "damaged-image",
-        "image-not-available",
-    ]
-)
+_REFUSED_IMAGES = frozenset((
+    "image-failed", "bad-reference", "no-image-entry", "bad-metadata", "bad-signature", "bad-checksum-file",
+    "policy-refused", "bad-url", "address-refused", "too-many-redirects", "wrong-digest", "wrong-size", "truncated",
+    "bad-compression", "image-too-large", "bad-format", "has-backing-file", "has-data-file",
+    "has-internal-snapshots", "encrypted-image", "unknown-features", "damaged-image", "image-not-available",
+))  # fmt: skip
 _UNAVAILABLE = frozenset({"unreachable", "sandbox-failed", "image-cache-full", "image-cache-unusable"})
 
 
