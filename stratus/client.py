@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from stratus.config import Config
 from stratus.content import Content
 from stratus.errors import (
+    ENDED_BADLY,
     Document,
     Interrupted,
     OperationFailed,
@@ -276,7 +277,8 @@ class Client:
 
     def _answer(self, response: requests.Response) -> Answer:
         if response.status_code >= 400:
-            raise Problem(response.status_code, _problem(response), _retry_after(response))
+            problem = _problem(response)
+            raise Problem(response.status_code, problem, _retry_after(response, problem))
         if response.status_code >= 300:
             raise StratusError(
                 f"{self.config.endpoint} sends us on to {response.headers.get('Location', 'nowhere')}",
@@ -306,9 +308,9 @@ def _problem(response: requests.Response) -> Document:
     return cast(Document, document) if isinstance(document, dict) else {}
 
 
-def _retry_after(response: requests.Response) -> float | None:
+def _retry_after(response: requests.Response, problem: Document) -> float | None:
     """Seconds to wait before asking again; None when that is no use."""
-    if response.status_code != 503:
+    if response.status_code != 503 or problem.get("code") in ENDED_BADLY:
         return None
     text = response.headers.get("Retry-After", "")
     return float(text) if text.isascii() and text.isdigit() else 0.0

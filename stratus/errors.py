@@ -216,11 +216,15 @@ _REFUSED_IMAGES = frozenset((
     "bad-compression", "image-too-large", "bad-format", "has-backing-file", "has-data-file",
     "has-internal-snapshots", "encrypted-image", "unknown-features", "damaged-image", "image-not-available",
 ))  # fmt: skip
-_UNAVAILABLE = frozenset({"unreachable", "sandbox-failed", "image-cache-full", "image-cache-unusable"})
+#: How work on an image ended, for reasons that lie at the service or at the image's origin. Asking again, with the same
+#: key, is told the same.
+ENDED_BADLY = frozenset(
+    {"unreachable", "sandbox-failed", "image-cache-full", "image-cache-unusable", "image-not-cached"}
+)
 
 
 def _exit_of_failure(code: str) -> Exit:
     """An operation carries the code of a problem, and no HTTP status."""
     if code in _CONFLICTS | _REFUSED_IMAGES:
         return Exit.CONFLICT
-    return Exit.UNAVAILABLE if code in _UNAVAILABLE or code.startswith(("target-", "pool-")) else Exit.FAILED
+    return Exit.UNAVAILABLE if code in ENDED_BADLY or code.startswith(("target-", "pool-")) else Exit.FAILED

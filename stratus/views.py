@@ -80,6 +80,12 @@ def _image_origin(image: Document) -> str:
     return _text(image.get("reference")) or kind
 
 
+def _short_digest(image: Document) -> str:
+    """Enough to compare by eye."""
+    digest = _text(image.get("digest"))
+    return f"{digest[:12]}…" if digest else ""
+
+
 _SIZE = _size("size")
 _STATE = Column("state", lambda record: record["state"], _state)
 
@@ -115,7 +121,7 @@ IMAGE: View = (
     _plain("identifier"),
     _plain("os"),
     _plain("endorser"),
-    _plain("digest"),
+    Column("digest", lambda record: record.get("digest"), _short_digest),
 )
 PIN: View = (_plain("name"), _plain("kind"), _plain("digest"), _plain("path"))
 LISTED_PIN: View = (_plain("name"), _plain("kind"), _plain("principal"), _time("created_at"))

@@ -169,6 +169,12 @@ def test_work_on_an_image_that_fails(service: StandIn, run: Run, code: str, exit
     assert "Hint: " in result.stderr
 
 
+def test_a_fetch_that_failed_is_not_asked_for_again(service: StandIn, run: Run) -> None:
+    service.on("POST", "/v1/images", problem(503, "unreachable"))
+    assert run("create-image", REFERENCE).exit_code == 7
+    assert len(service.requests) == 1
+
+
 # ---------------------------------------------------------------- policy
 
 
