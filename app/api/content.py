@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import os
 import re
 from collections.abc import Iterable
@@ -85,6 +86,7 @@ def _headers(image: Image, digest: str) -> dict[str, str]:
 def _by_nginx(call: Call, image: Image, path: str, headers: dict[str, str]) -> Bytes:
     if call.request.method == "GET":
         _note(call, 0, (image.file_size or 0) - 1)
+    del headers["Accept-Ranges"]  # nginx says so itself
     return Bytes(200, headers=headers | {"X-Accel-Redirect": path})
 
 
@@ -110,7 +112,9 @@ def _open(path: Path, image: Image) -> BinaryIO:
     gone = Problem(404, "image-not-cached", f"The bytes of image {image.id} are not here any more: ask for it anew.")
     try:
         file = open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW))  # noqa: SIM115
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
         raise gone from None
     if os.fstat(file.fileno()).st_size != image.file_size:
         file.close()
