@@ -225,7 +225,7 @@ class Decompressor:
         if self._kept.error is not None:
             raise self._kept.error
         said = self._process.stderr.read(1000).decode("utf-8", "replace") if self._process.stderr else ""
-        _judge(self._process.wait(), said)
+        judge(self._process.wait(), said)
 
     def abort(self) -> None:
         """Whoever waits for it waits no longer."""
@@ -275,7 +275,8 @@ def _package(name: str) -> Path:
     return Path(spec.origin).parent
 
 
-def _judge(returncode: int, said: str) -> None:
+def judge(returncode: int, said: str) -> None:
+    """What the end of a decompressor means. Raises Truncated, BadCompression, SandboxFailed."""
     if returncode == decompress.TRUNCATED:
         raise Truncated("the compressed stream ends before its end")
     if returncode == decompress.BAD:
