@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blockdev.extents import Progress
@@ -138,17 +138,13 @@ class _Job:
                 download(
                     lambda offset, validator: self._opened(location, offset, validator),
                     pipeline,
-                    progress=self._tell,
+                    progress=lambda done, total: self._look(),
                     attempts=self._attempts,
                     backoff=self._backoff,
                 )
             except Interrupted as error:
                 raise Unreachable(f"{error}; given up after {self._attempts} attempts that brought nothing") from error
             return _verified(self._wanted, location, pipeline.finish())
-
-    def _tell(self, done: int, total: int) -> None:
-        self._told = (done, total)
-        self._look()
 
     def _look(self) -> None:
         self._progress(*self._told)
@@ -160,15 +156,23 @@ class _Job:
         with _interrupted(), self._web.open(location, headers, allowed={416}, check=self._look) as response:
             part = _part(response, offset, validator)
             if part is not None:
-                yield self._allowed(part)
+                yield self._counted(part)
                 return
         with self._opened(location, 0, None) as whole:  # it cannot give the part that we asked for
             yield whole
 
-    def _allowed(self, part: Part) -> Part:
+    def _counted(self, part: Part) -> Part:
+        """The same, of a size that is allowed; what has come of it is told as progress, in a silence too."""
         if part.size is not None and part.size > self._wanted.max_size:
             raise TooLarge(f"{part.size} bytes, more than the {self._wanted.max_size} that are allowed")
-        return part
+        self._told = (part.offset, part.size or 0)
+
+        def readinto(buffer: memoryview) -> int:
+            got = part.readinto(buffer)
+            self._told = (self._told[0] + got, self._told[1])
+            return got
+
+        return replace(part, readinto=readinto)
 
 
 @contextmanager

@@ -36,8 +36,10 @@ DEPTH = 8
 """Buffers under way at most, in each Fanout."""
 STALL = 120.0
 """Seconds in which a decompressor must take or give something while we wait for it."""
+CPU = 60
 SLOWEST = 8 << 20
-"""Bytes a second that a decompressor gives at least: what it may use of a CPU goes by it."""
+"""A decompressor may use CPU seconds, and another for each SLOWEST bytes that it may give."""
+SOURCE = Path(decompress.__file__).read_text(encoding="utf-8")
 _BLOCK = 64 << 10
 _ZEROS = bytes(_BLOCK)
 _PACKAGES = "/packages"
@@ -257,14 +259,13 @@ def start(sandbox: Sandbox, compression: str, limit: int) -> Process:
     packages = {f"{_PACKAGES}/{name}": _package(name) for name in ("isal", "zstandard")}
     prefix = Path(sys.base_prefix).resolve()
     interpreter = {} if prefix.is_relative_to("/usr") else {str(prefix): prefix}
-    source = Path(decompress.__file__).read_text(encoding="utf-8")
     return sandbox.popen(
-        [str(python), "-I", "-S", "-c", source, compression, _PACKAGES],
+        [str(python), "-I", "-S", "-c", SOURCE, compression, _PACKAGES],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         read={**interpreter, **packages},
-        limits=Limits(cpu=60 + limit // SLOWEST),
+        limits=Limits(cpu=CPU + limit // SLOWEST),
     )
 
 
