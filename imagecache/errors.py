@@ -164,3 +164,9 @@ class NotCached(ImageError):
     """The cache has no such image."""
 
     code = "image-not-cached"
+
+
+class TargetFull(ImageError):
+    """Where the image was to be written, there is no room."""
+
+    code = "target-full"

@@ -144,7 +144,7 @@ class _Job:
                 )
             except Interrupted as error:
                 raise Unreachable(f"{error}; given up after {self._attempts} attempts that brought nothing") from error
-            return _verified(self._wanted, location, pipeline.finish())
+            return verified(self._wanted, location, pipeline.finish())
 
     def _look(self) -> None:
         self._progress(*self._told)
@@ -200,8 +200,8 @@ def _part(response: Response, offset: int, validator: str | None) -> Part | None
     return Part(response.readinto, offset, None if told[2] == "*" else int(told[2]), strong)
 
 
-def _verified(wanted: Wanted, location: str, arrived: Arrived) -> Fetched:
-    """Raises WrongDigest, WrongSize."""
+def verified(wanted: Wanted, location: str, arrived: Arrived) -> Fetched:
+    """What arrived, if it is what is wanted. Raises WrongDigest, WrongSize."""
     streams = [(arrived.stored_digests, arrived.stored_size), (arrived.digests, arrived.size)]
     if (name := wanted.strongest) is not None:
         good = [each for each in streams if each[0][name] == wanted.checksums[name]]

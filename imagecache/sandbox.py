@@ -15,8 +15,11 @@ from __future__ import annotations
 import os
 import pwd
 import selectors
+import shutil
 import signal
+import stat
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,12 +66,14 @@ class Process(subprocess.Popen[bytes]):
     """A sandboxed process. Leaving its `with` block kills whatever of it is left, reaps it, and closes the pipes."""
 
     lent: tuple[Loan, ...] = ()
+    nodes: Path | None = None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.kill()  # bwrap's death is the death of everything in it; nothing happens if it has ended
         super().__exit__(kind, error, trace)
+        _remove_nodes(self.nodes)
         for path, uid, gid in self.lent:
             os.chown(path, uid, gid)
 
@@ -77,7 +82,7 @@ class Sandbox:
     """Makes sandboxes. `user` is whom root drops to, best one that nothing else runs as; a plain user stays who it is.
 
     Files to read must be readable by that user, in themselves: the directories above them need not be. Files to write
-    are lent: theirs while the process runs, then again whose they were.
+    are lent: theirs while the process runs, then again whose they were. Block devices may be given like files.
     """
 
     def __init__(self, user: str = "nobody") -> None:
@@ -122,13 +127,16 @@ class Sandbox:
         It dies with the thread that started it, even one that was SIGKILLed (PR_SET_PDEATHSIG). `check` turns its exit
         code into an error. Raises SandboxFailed when it cannot be started.
         """
+        nodes = None
         try:
-            command = self._command(argv, read or {}, write or {}, limits or Limits())
-            lent = self._lend((write or {}).values())
+            read, write, nodes = self._own_nodes(read or {}, write or {})
+            command = self._command(argv, read, write, limits or Limits())
+            lent = self._lend(write.values())
             process = Process(command, stdin=stdin, stdout=stdout, stderr=stderr, env={}, process_group=0)
         except (CommandMissing, OSError) as error:
+            _remove_nodes(nodes)
             raise SandboxFailed(f"the sandbox cannot be made: {error}") from error
-        process.lent = lent
+        process.lent, process.nodes = lent, nodes
         return process
 
     def check(self) -> None:
@@ -154,9 +162,33 @@ class Sandbox:
         drop = ["setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups"]
         return [*bounds, *view, "--proc", "/proc", *_SHUT, "--", *drop, "--", "bwrap", *_CAGE, *_AGAIN, *tail]
 
+    def _own_nodes(
+        self, read: Mapping[str, Path], write: Mapping[str, Path]
+    ) -> tuple[Mapping[str, Path], Mapping[str, Path], Path | None]:
+        """Block devices replaced by nodes that are the sandbox's user's, in a directory that only root can enter. Who
+        owns the device's own node is udev's business, and a node of ours can be for reading only."""
+        if os.geteuid() != 0 or not any(path.is_block_device() for path in (*read.values(), *write.values())):
+            return read, write, None
+        home = Path(tempfile.mkdtemp(prefix="stratus-sandbox-", dir="/dev"))  # elsewhere nodes may not work: nodev
+
+        def own(path: Path, mode: int) -> Path:
+            if not path.is_block_device():
+                return path
+            node = home / str(len(os.listdir(home)))
+            os.mknod(node, stat.S_IFBLK | mode, path.stat().st_rdev)
+            os.chown(node, *self._account())
+            return node
+
+        return (
+            {place: own(path, 0o400) for place, path in read.items()},
+            {place: own(path, 0o600) for place, path in write.items()},
+            home,
+        )
+
     def _lend(self, paths: Iterable[Path]) -> tuple[Loan, ...]:
         if os.geteuid() != 0:
             return ()
+        paths = [path for path in paths if not path.is_block_device()]
         loans = tuple((path, os.stat(path).st_uid, os.stat(path).st_gid) for path in paths)
         for path, _, _ in loans:
             os.chown(path, *self._account())
@@ -168,6 +200,11 @@ class Sandbox:
         except KeyError:
             raise SandboxFailed(f"the sandbox cannot be made: there is no user {self.user!r}") from None
         return entry.pw_uid, entry.pw_gid
+
+
+def _remove_nodes(nodes: Path | None) -> None:
+    if nodes is not None:
+        shutil.rmtree(nodes, ignore_errors=True)
 
 
 def check(argv: Sequence[str], returncode: int, said: Output) -> None:
@@ -191,7 +228,7 @@ def _bound(option: str, places: Mapping[str, Path]) -> Iterator[str]:
         for above in reversed(PurePosixPath(inside).parents[:-1]):
             if above.parts[1] != "usr":
                 yield from ("--perms", "0755", "--dir", str(above))
-        yield from (option, str(outside.absolute()), inside)
+        yield from ("--dev-bind" if outside.is_block_device() else option, str(outside.absolute()), inside)
 
 
 def _all_output(process: Process, timeout: float) -> Output:
