@@ -67,8 +67,10 @@ def fetch(
     *,
     attempts: int = 5,
     backoff: float = 1.0,
+    durable: bool = True,
 ) -> Fetched:
     """Make the file `into`, decompressed and durable (its name is its directory's); it is gone after any failure.
+    Not `durable`: for one who makes another of it at once, and would not believe it after a crash.
 
     Everybody may read it, since the sandbox must: its directory is to be closed. Blocks of zeros are holes.
 
@@ -83,7 +85,7 @@ def fetch(
     """
     if wanted.size is not None and wanted.size > wanted.max_size:
         raise TooLarge(f"it has {wanted.size} bytes, more than the {wanted.max_size} that are allowed")
-    job = _Job(web, sandbox, wanted, progress, attempts, backoff)
+    job = _Job(web, sandbox, wanted, progress, attempts, backoff, durable)
     with _new_file(into) as fd:
         return job.run(fd)
 
@@ -105,7 +107,14 @@ def _new_file(path: Path) -> Iterator[int]:
 
 class _Job:
     def __init__(
-        self, web: Web, sandbox: Sandbox, wanted: Wanted, progress: Progress, attempts: int, backoff: float
+        self,
+        web: Web,
+        sandbox: Sandbox,
+        wanted: Wanted,
+        progress: Progress,
+        attempts: int,
+        backoff: float,
+        durable: bool,
     ) -> None:
         self._web = web
         self._sandbox = sandbox
@@ -113,6 +122,7 @@ class _Job:
         self._progress = progress
         self._attempts = attempts
         self._backoff = backoff
+        self._durable = durable
         self._told = (0, 0)
 
     def run(self, fd: int) -> Fetched:
@@ -144,7 +154,7 @@ class _Job:
                 )
             except Interrupted as error:
                 raise Unreachable(f"{error}; given up after {self._attempts} attempts that brought nothing") from error
-            return verified(self._wanted, location, pipeline.finish())
+            return verified(self._wanted, location, pipeline.finish(self._durable))
 
     def _look(self) -> None:
         self._progress(*self._told)

@@ -178,9 +178,11 @@ class SparseFile:
             self._put(data[start:], self.size + start)
         self.size += len(data)
 
-    def finish(self, look: Look) -> None:
-        """The bytes and the size are durable."""
+    def finish(self, look: Look, durable: bool) -> None:
+        """It has its size; if `durable`, the disk has it."""
         os.ftruncate(self._fd, self.size)
+        if not durable:
+            return
         with ThreadPoolExecutor(1) as pool:
             synced = pool.submit(os.fsync, self._fd)
             while wait([synced], TICK).not_done:
@@ -353,15 +355,15 @@ class Pipeline:
         os.ftruncate(self._fd, 0)
         self._begin()
 
-    def finish(self) -> Arrived:
-        """Wait for all of it, and for the disk."""
+    def finish(self, durable: bool = True) -> Arrived:
+        """Wait for all of it, and for the disk if it is to be durable."""
         if self.position == 0:
             self._start(b"")
         self._explained(lambda: self._stored.finish(self._watch))
         if self._decompressor is not None:
             self._decompressor.finish(self._watch)
             self._kept.finish(self._watch)
-        self._file.finish(self._look)
+        self._file.finish(self._look, durable)
         kept = self._digests if self._decompressor is None else self._kept_digests
         return Arrived(self._digests.hex, kept.hex, self.position, self._file.size)
 
