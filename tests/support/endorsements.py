@@ -48,12 +48,14 @@ class Endorser:
 
 
 class Authority:
-    """A CA. Keys are made once for a process: they take long."""
+    """A CA: a root, or below another. Keys are made once for a process: they take long."""
 
-    def __init__(self, name: str = "Test CA") -> None:
+    def __init__(self, name: str = "Test CA", above: Authority | None = None, *, is_ca: bool = True) -> None:
         self.key = _key(name)
-        self.certificate = _certificate(name, self.key, name, self.key, is_ca=True)
+        issuer = above or self
         self.name = name
+        self.certificate = _certificate(name, self.key, issuer.name, issuer.key, is_ca=is_ca)
+        self.chain: tuple[x509.Certificate, ...] = (self.certificate, *above.chain) if above else ()
 
     def write(self, path: Path) -> Path:
         path.write_bytes(self.certificate.public_bytes(Encoding.PEM))
@@ -66,12 +68,11 @@ class Authority:
         name: str = "Jane Tester",
         in_certificate: bool = True,
         days: tuple[int, int] = (-1, 30),
-        is_ca: bool = False,
     ) -> Endorser:
         """An endorser whose certificate is valid from and to `days` from now."""
         key = _key(name)
-        certificate = _certificate(name, key, self.name, self.key, email if in_certificate else None, days, is_ca)
-        return Endorser(email, key, certificate, (certificate,))
+        certificate = _certificate(name, key, self.name, self.key, email if in_certificate else None, days)
+        return Endorser(email, key, certificate, (certificate, *self.chain))
 
 
 @cache
