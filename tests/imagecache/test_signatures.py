@@ -545,6 +545,6 @@ def test_the_lists_namespaces_change_nothing(jane: Endorser, trust: Trust) -> No
 
 def test_as_much_as_may_be_signed(jane: Endorser, trust: Trust) -> None:
     """The bounds keep canonicalisation short: this is the worst of what is let in."""
-    namespaces = "".join(f'<x xmlns:n{number}="urn:{number}"/>' for number in range(450))
-    wide = "<y/>" * 4_000
-    assert read(sign(entry(IMAGE, more=namespaces + wide), jane), trust).signed
+    names = " ".join(f'xmlns:n{number}="urn:{number}"' for number in range(24))
+    attributes = " ".join(f'n{number}:a="1"' for number in range(16))
+    assert read(sign(entry(IMAGE, more=f"<x {names}>{f'<y {attributes}/>' * 4_900}</x>"), jane), trust).signed
