@@ -190,6 +190,14 @@ def test_an_endorser_is_no_ca(authority: Authority, trust: Trust) -> None:
     refused(sign(entry(IMAGE), not_a_ca.issue()), trust, "no CA that the site trusts")
 
 
+def test_what_certificates_may_be_used_for(authority: Authority, trust: Trust) -> None:
+    good = Authority("Below", authority, may_sign=True).issue(may_sign=True)
+    assert read(sign(entry(IMAGE), good), trust).signed
+    refused(sign(entry(IMAGE), authority.issue(may_sign=False)), trust, "not for signatures")
+    below = Authority("Below", authority, may_sign=False)
+    refused(sign(entry(IMAGE), below.issue()), trust, "no CA that the site trusts")
+
+
 def test_an_endorsers_own_certificate_may_be_trusted(tmp_path: Path, trust: Trust) -> None:
     jane = Authority("Other CA").issue()
     (tmp_path / "jane.pem").write_bytes(jane.certificate.public_bytes(Encoding.PEM))
@@ -387,6 +395,11 @@ def a_key_by_url(root: etree._Element) -> etree._Element:
     return root
 
 
+def a_certificate_by_name(root: etree._Element) -> etree._Element:
+    etree.SubElement(only(root, "X509Data"), f"{DS}X509SubjectName").text = "CN=Jane Tester"
+    return root
+
+
 def no_certificate(root: etree._Element) -> etree._Element:
     data = only(root, "X509Data")
     data.remove(data[0])
@@ -466,6 +479,7 @@ SHAPES = [
     no_key_info,
     a_key_value,
     a_key_by_url,
+    a_certificate_by_name,
     no_certificate,
     a_broken_certificate,
     no_base64,
