@@ -154,13 +154,13 @@ class Store:
 
         with Pipeline(
             target, self._sandbox, algorithms=wanted.algorithms, compression=wanted.compression,
-            limit=wanted.max_size, look=look,
+            limit=wanted.max_size, look=look, durable=False,
         ) as pipeline:  # fmt: skip
             while size := os.readv(source, [pipeline.buffer()]):
                 pipeline.push(size)
                 told += size
                 look()
-            return pipeline.finish(durable=False)
+            return pipeline.finish()
 
     def _watched(self, progress: Progress) -> Progress:
         """Others live on the same file system: an image ends when it would take what is reserved for them."""

@@ -41,6 +41,7 @@ SLOWEST = 8 << 20
 """A decompressor may use CPU seconds, and another for each SLOWEST bytes that it may give."""
 SOURCE = Path(decompress.__file__).read_text(encoding="utf-8")
 _BLOCK = 64 << 10
+_WRITE_OUT = 8 << 20
 _ZEROS = bytes(_BLOCK)
 _PACKAGES = "/packages"
 
@@ -159,10 +160,13 @@ class Digests:
 
 
 class SparseFile:
-    """Writes a new file from its start; blocks of zeros stay holes."""
+    """Writes a new file from its start; blocks of zeros stay holes. One that is to be `durable` is written to the disk
+    all the while, so that little is left to wait for at its end."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, *, durable: bool) -> None:
         self._fd = fd
+        self._durable = durable
+        self._written_out = 0
         self.size = 0
 
     def write(self, data: memoryview) -> None:
@@ -177,11 +181,18 @@ class SparseFile:
         if start is not None:
             self._put(data[start:], self.size + start)
         self.size += len(data)
+        if self._durable and self.size - self._written_out >= _WRITE_OUT:
+            self._write_out()
 
-    def finish(self, look: Look, durable: bool) -> None:
-        """It has its size; if `durable`, the disk has it."""
+    def _write_out(self) -> None:
+        """The kernel begins to write these pages (mm/fadvise.c). They stay in memory: they are not clean yet."""
+        start, self._written_out = self._written_out, self.size
+        os.posix_fadvise(self._fd, start, self.size - start, os.POSIX_FADV_DONTNEED)
+
+    def finish(self, look: Look) -> None:
+        """It has its size; if it is to be durable, the disk has it."""
         os.ftruncate(self._fd, self.size)
-        if not durable:
+        if not self._durable:
             return
         with ThreadPoolExecutor(1) as pool:
             synced = pool.submit(os.fsync, self._fd)
@@ -310,7 +321,8 @@ class Pipeline:
     """A sink (blockdev.transfer) for the stream as it is sent; what is kept of it goes to the file `fd`.
 
     `compression` is what it must be, None: whatever its first bytes say. Neither stream may be longer than `limit`.
-    `look` is called while we wait. Use it in a `with`, which ends its threads and process.
+    `durable`: the disk has the file at the end. `look` is called while we wait. Use it in a `with`, which ends its
+    threads and process.
     """
 
     def __init__(
@@ -322,6 +334,7 @@ class Pipeline:
         compression: str | None,
         limit: int,
         look: Look,
+        durable: bool = True,
     ) -> None:
         self._fd = fd
         self._sandbox = sandbox
@@ -329,13 +342,14 @@ class Pipeline:
         self._compression = compression
         self._limit = limit
         self._look = look
+        self._durable = durable
         self._begin()
 
     def _begin(self) -> None:
         self.position = 0
         self._stored, self._kept = Fanout(), Fanout()
         self._digests, self._kept_digests = Digests(self._algorithms), Digests(self._algorithms)
-        self._file = SparseFile(self._fd)
+        self._file = SparseFile(self._fd, durable=self._durable)
         self._decompressor: Decompressor | None = None
         self._moved: tuple[float, tuple[int, int]] = (time.monotonic(), (0, 0))
 
@@ -355,7 +369,7 @@ class Pipeline:
         os.ftruncate(self._fd, 0)
         self._begin()
 
-    def finish(self, durable: bool = True) -> Arrived:
+    def finish(self) -> Arrived:
         """Wait for all of it, and for the disk if it is to be durable."""
         if self.position == 0:
             self._start(b"")
@@ -363,7 +377,7 @@ class Pipeline:
         if self._decompressor is not None:
             self._decompressor.finish(self._watch)
             self._kept.finish(self._watch)
-        self._file.finish(self._look, durable)
+        self._file.finish(self._look)
         kept = self._digests if self._decompressor is None else self._kept_digests
         return Arrived(self._digests.hex, kept.hex, self.position, self._file.size)
 
