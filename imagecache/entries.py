@@ -25,7 +25,8 @@ class Entry:
     `format` and `compression` are as told, in lower case, None when nothing was said; not all that can be told is
     accepted. `endorser` is an e-mail address, and believed only if `signed`: then `subject` and `issuer` are those of
     the certificate that signed, and all of this was read from the signed bytes. `deprecated` is the reason given.
-    `source` says where this was read, for people.
+    `source` says where this was read, for people. `fault` says why an entry is not believed (a signature that does not
+    match, contradictions); what else it says is then only a claim, to name it by.
     """
 
     source: str
@@ -47,6 +48,7 @@ class Entry:
     os_version: str | None = None
     architecture: str | None = None
     version: str | None = None
+    fault: str | None = None
 
     @property
     def strongest(self) -> tuple[str, str] | None:

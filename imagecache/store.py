@@ -21,11 +21,12 @@ from imagecache.cache import Cache, full_disks_told
 from imagecache.decompress import recognised
 from imagecache.entries import Entry, Fetched, Stored
 from imagecache.errors import CacheFull, TargetFull, WrongSize
+from imagecache.fanout import Digests
 from imagecache.fetch import Wanted, fetch, verified
 from imagecache.inspect import ImageLimits, Inspection, flatten, inspect
 from imagecache.sandbox import Sandbox
 from imagecache.staging import Stage
-from imagecache.streams import Arrived, Digests, Pipeline
+from imagecache.streams import Arrived, Pipeline
 from imagecache.web import Web
 
 _CHUNK = 1 << 20
