@@ -5,6 +5,7 @@ Nothing is counted first and decided afterwards, so a hundred requests at once c
 
 from __future__ import annotations
 
+import os
 from uuid import UUID
 
 from sqlalchemy import func, select, update
@@ -13,7 +14,7 @@ from sqlalchemy.orm import Session
 from app.config import Settings
 from app.db import change
 from app.errors import Problem, conflict
-from app.models import Pool, User
+from app.models import Image, Pool, User
 from blockdev.units import format_size
 
 
@@ -120,3 +121,24 @@ def _refusal(pool: Pool, size: int) -> Problem:
         f"The pool {pool.name} has promised {format_size(pool.promised)} of at most "
         f"{format_size(int(pool.size * pool.overcommit_ratio))}; {format_size(size)} more do not fit.",
     )
+
+
+# ---------------------------------------------------------------- room under the home
+
+
+def require_room_to_upload(session: Session, settings: Settings, size: int) -> None:
+    """Problem 409 unless an upload of `size` bytes fits beside all that others may still send, and the reserve."""
+    promised = session.scalar(select(func.sum(Image.charged - Image.received)).where(Image.state == "receiving"))
+    require_free(settings, size + int(promised or 0))
+
+
+def require_free(settings: Settings, size: int) -> None:
+    """Problem 409 if `size` bytes more would leave less than `images.reserve` where uploads, and the database, lie."""
+    system = os.statvfs(settings.home)
+    if system.f_bavail * system.f_frsize - size < settings.images.reserve:
+        raise no_room(size)
+
+
+def no_room(size: int) -> Problem:
+    detail = f"There is no room for {format_size(size)} beside what is reserved: come again, or ask an admin for room."
+    return conflict("upload-no-room", detail)

@@ -111,6 +111,7 @@ class Server(Section):
     processes: int = Field(default=2, ge=1, le=64, description="gunicorn worker processes")
     threads: int = Field(default=16, ge=2, le=256, description="threads in each; a waiting request occupies one")
     wait: float = Field(default=10.0, ge=0, le=30, description="seconds a mutation waits for its operation before 202")
+    idle: float = Field(default=30.0, ge=0.1, le=600, description="seconds an upload or download may stand still")
     tls_cert: Path | None = None
     tls_key: Path | None = None
     behind_proxy: bool = Field(
@@ -268,6 +269,11 @@ class Settings(Section):
         return self.home / "keys"
 
     @property
+    def upload_dir(self) -> Path:
+        """What is being uploaded."""
+        return self.home / "uploads"
+
+    @property
     def image_dir(self) -> Path:
         """The cache of images."""
         return self.images.path or self.home / "images"
@@ -285,6 +291,7 @@ class Settings(Section):
             self.run_dir / "waiters",
             self.log_dir,
             self.key_dir,
+            self.upload_dir,
         ):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
 

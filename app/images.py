@@ -7,6 +7,7 @@ ask for a reference ──▶ nobody has: a row `fetching` and its operation
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import json
 import re
@@ -246,6 +247,7 @@ def _expect(session: Session, settings: Settings, caller: Caller, body: ImageCre
     if told.size > settings.images.max_source_size:
         raise invalid("/upload/size", "too-large", "This site takes no images of that size.")
     capacity.reserve_kept(session, settings, caller.id, told.size)
+    capacity.require_room_to_upload(session, settings, told.size)
     image = _row(
         caller, body.name, "receiving", "upload", visibility=body.visibility or "private", charged=told.size,
         checksum=told.checksum, upload=told.model_dump(mode="json"),
@@ -341,3 +343,17 @@ def request_delete(session: Session, caller: Caller, identifier: UUID, version: 
         raise holds.refusal(session, caller, image)
     record(session, caller.actor, "image.delete", ("image", image.id), name=image.name, digest=image.digest)
     return operations.enqueue(session, "image.delete", caller, image.id, ("image", image.id))
+
+
+# ---------------------------------------------------------------- contents
+
+
+#: How often the reading of an image counts as its use, seconds: who resumes a download asks often.
+USED = 60
+
+
+def read_content(session: Session, caller: Caller, identifier: UUID, first: int, last: int) -> None:
+    """Somebody is given the bytes from `first` to `last`: the image was used, and it is told by whom."""
+    before = now() - dt.timedelta(seconds=USED)
+    change(session, update(Image).where(Image.id == identifier, Image.used_at < before).values(used_at=now()))
+    record(session, caller.actor, "image.read", ("image", identifier), first=first, last=last)

@@ -16,6 +16,7 @@ from app.config import ConfigError, Settings
 from app.db import Database
 from app.keys import KeyRing
 from app.notify import Bus, Waiters, open_bus
+from app.transfers import Places
 
 
 @dataclass
@@ -40,6 +41,14 @@ class Service:
     @cached_property
     def waiters(self) -> Waiters:
         return Waiters(self.bus, places=max(1, self.settings.server.threads // 2))
+
+    @cached_property
+    def downloads(self) -> Places:
+        return Places(self.settings.server.threads // 4)
+
+    @cached_property
+    def uploads(self) -> Places:
+        return Places(self.settings.server.threads // 8)
 
 
 def alembic_config(url: str) -> Config:

@@ -8,7 +8,7 @@ from flask import Blueprint, Flask, Request, Response, jsonify, request
 from sqlalchemy.exc import IntegrityError, OperationalError, TimeoutError
 from werkzeug.exceptions import HTTPException
 
-from app.api import accounts, attachments, images, operations, site, snapshots, volumes
+from app.api import accounts, attachments, content, images, operations, site, snapshots, volumes
 from app.api.contract import Call, Operation, Routes
 from app.api.openapi import describe
 from app.auth import Caller, sign_in
@@ -16,8 +16,8 @@ from app.errors import Problem
 from app.service import Service
 
 ROUTES: tuple[Routes, ...] = (
-    volumes.routes, attachments.routes, snapshots.routes, images.routes, operations.routes, accounts.routes,
-    site.routes,
+    volumes.routes, attachments.routes, snapshots.routes, images.routes, content.routes, operations.routes,
+    accounts.routes, site.routes,
 )  # fmt: skip
 
 

@@ -49,7 +49,9 @@ class Answer:
 class Operation:
     """An entry of the API: `answers` maps each success to its model, `headers` to the headers it always has.
 
-    `links` says what can follow an answer.
+    `links` says what can follow an answer. `gives_bytes` are the successes whose body is bytes and no document, and
+    `takes_bytes` is the length of the longest body of bytes that is taken instead of one: the view reads it itself.
+    `request_headers` are those the view heeds beside the usual, `refuses` the refusals it has beside the usual.
     """
 
     method: str
@@ -63,6 +65,10 @@ class Operation:
     links: tuple[Link, ...] = ()
     if_match: bool = False
     headers: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    gives_bytes: tuple[int, ...] = ()
+    takes_bytes: int | None = None
+    request_headers: tuple[str, ...] = ()
+    refuses: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -182,8 +188,19 @@ class Call:
             detail = error.errors()[0]["msg"]
             raise refuse("bad-idempotency-key", detail, name="Idempotency-Key") from None
 
+    def _admit_bytes(self, longest: int) -> None:
+        """Look at what is told of a body of bytes; it stays unread."""
+        if self.request.mimetype != "application/octet-stream":
+            raise Problem(415, "not-bytes", "Send the body as application/octet-stream.")
+        if self.request.content_length is None:
+            raise Problem(411, "length-required", "Send the body with its Content-Length, not in chunks.")
+        if self.request.content_length > longest:
+            raise RequestEntityTooLarge
+
     def _parse_body(self) -> Any:
         declared = self.operation.body
+        if self.operation.takes_bytes is not None:
+            self._admit_bytes(self.operation.takes_bytes)
         if declared is None:
             return None
         if self.request.mimetype != "application/json":

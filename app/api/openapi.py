@@ -14,6 +14,8 @@ from app.schemas import IdempotencyKey, Plan, ProblemDocument
 
 REF = "#/components/schemas/{model}"
 PROBLEM = {"$ref": "#/components/responses/problem"}
+#: A body that is no document (OpenAPI 3.1 leaves the schema of one to its media type; tools want to be told).
+BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -78,6 +80,8 @@ def _described(operation: Operation, references: dict[type[BaseModel], dict[str,
     if operation.body:
         content = {"application/json": {"schema": references[operation.body]}}
         described["requestBody"] = {"required": True, "content": content}
+    if operation.takes_bytes is not None:
+        described["requestBody"] = {"required": True, "content": BYTES}
     return described
 
 
@@ -86,6 +90,7 @@ def _described(operation: Operation, references: dict[type[BaseModel], dict[str,
 PATH = {"id": "the resource's id", "name": "the resource's name", "user": "whose: a user's or a node's name"}
 ETAG = {"type": "string", "pattern": '^"v[0-9]{1,18}"$'}
 KEY = "recognises a repeated request for 24 hours: it is answered again and does nothing"
+CONTENT_ETAG = {"type": "string", "pattern": '^"[0-9a-f]{64}"$'}
 PREFER = "`wait=SECONDS`, 0 to 30: how long to wait for the end before the answer is 202 (RFC 7240)"
 MATCH = "the ETag of the record as you read it: 412 when it has changed since"
 
@@ -130,8 +135,38 @@ def _headers(operation: Operation) -> list[dict[str, Any]]:
         headers.append(_parameter("header", "If-Match", MATCH, ETAG, example='"v1"'))
     if 202 in operation.answers:
         headers.append(_parameter("header", "Prefer", PREFER, {"type": "string"}, example="wait=10"))
-    return headers
+    return headers + [_parameter("header", name, **REQUEST_HEADERS[name]) for name in operation.request_headers]
 
+
+#: Of bodies that are bytes (RFC 9110).
+REQUEST_HEADERS: dict[str, dict[str, Any]] = {
+    "Content-Range": {
+        "description": "`bytes FIRST-LAST/SIZE`: which bytes of all of them these are, the last one counted (§14.4)",
+        "schema": {"type": "string", "pattern": "^bytes [0-9]{1,18}-[0-9]{1,18}/[0-9]{1,18}$"},
+        "required": True,
+        "example": "bytes 0-4/1048576",
+    },
+    "Range": {
+        "description": "one range of bytes; of several, or others, nothing is heeded (§14.2)",
+        "schema": {"type": "string"},
+        "example": "bytes=0-1048575",
+    },
+    "If-Range": {
+        "description": "heed Range only if this still is the ETag (§13.1.5)",
+        "schema": {"type": "string"},
+        "example": f'"{64 * "0"}"',
+    },
+    "If-Match": {
+        "description": "412 if the ETag is none of these (§13.1.1)",
+        "schema": {"type": "string"},
+        "example": "*",
+    },
+    "If-None-Match": {
+        "description": "304 if the ETag is one of these (§13.1.2)",
+        "schema": {"type": "string"},
+        "example": f'"{64 * "0"}"',
+    },
+}
 
 # ---------------------------------------------------------------- answers
 
@@ -140,6 +175,13 @@ HEADERS: dict[str, dict[str, Any]] = {
     "Location": {"description": "where the record is", "schema": {"type": "string", "format": "uri-reference"}},
     "Retry-After": {"description": "seconds", "schema": {"type": "integer", "minimum": 0}},
     "WWW-Authenticate": {"description": "how to sign in", "schema": {"type": "string"}},
+}
+CONTENT_HEADERS: dict[str, dict[str, Any]] = HEADERS | {
+    "ETag": {"description": "the SHA-256 of the whole, which never changes", "schema": CONTENT_ETAG},
+    "Accept-Ranges": {"description": "`bytes`", "schema": {"type": "string", "const": "bytes"}},
+    "Content-Range": {"description": "which bytes of how many", "schema": {"type": "string"}},
+    "Content-Disposition": {"description": "a name for the file", "schema": {"type": "string"}},
+    "Repr-Digest": {"description": "`sha-256=:BASE64:` of the whole (RFC 9530)", "schema": {"type": "string"}},
 }
 #: Where every operation that is not done yet can be followed.
 WATCH = (Link(202, "get_operation"), Link(202, "cancel_operation"))
@@ -163,10 +205,13 @@ def _response(operation: Operation, status: int, schemas: list[dict[str, Any]]) 
     if schemas:
         schema = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
         response["content"] = {"application/json": {"schema": schema}}
+    if status in operation.gives_bytes:
+        response["content"] = BYTES
     names = ("Location", "Retry-After") if status == 202 else operation.headers.get(status, ())
     if names:
         always = status != 200 or not operation.mutation  # a plan is no record and has no version
-        response["headers"] = {name: HEADERS[name] | {"required": always} for name in names}
+        known = CONTENT_HEADERS if operation.gives_bytes else HEADERS
+        response["headers"] = {name: known[name] | {"required": always} for name in names}
     links = {link.operation: _link(link) for link in (*operation.links, *WATCH) if link.status == status}
     return response | ({"links": links} if links else {})
 
@@ -190,4 +235,6 @@ def _refusals(operation: Operation) -> list[str]:
         codes.append("412")
     if operation.body:
         codes += ["400", "413", "415"]
-    return [*codes, "422"]
+    if operation.takes_bytes is not None:
+        codes += ["411", "413", "415"]
+    return [*codes, "422", *map(str, operation.refuses)]
