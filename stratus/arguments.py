@@ -14,8 +14,9 @@ from blockdev.units import InvalidSize, format_size, parse_size
 from stratus.completion import suggest
 from stratus.errors import Document
 
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
+UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
 _INITIATOR = re.compile(r"(iqn\.|eui\.|naa\.)[!-~]{1,219}", re.ASCII)
+_CHECKSUM = re.compile(r"(sha1:)?[0-9a-f]{40}|(sha256:)?[0-9a-f]{64}|(sha512:)?[0-9a-f]{128}", re.ASCII | re.IGNORECASE)
 _BARE_NUMBER = re.compile(r"[0-9.]+", re.ASCII)
 
 
@@ -28,7 +29,7 @@ class Id(click.ParamType[str]):
         self.kind = kind
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if not _UUID.fullmatch(str(value)):
+        if not UUID.fullmatch(str(value)):
             self.fail(
                 f"{value!r} is no {self.kind} id; an id looks like {uuid.UUID(int=0)}. "
                 f"List them with: stratus-describe-{self.kind}s",
@@ -108,16 +109,34 @@ class FilterType(click.ParamType[Filter]):
 
 def _texts_of(field: str) -> Callable[[Document], list[str]]:
     if field == "size":
-        return lambda record: [str(record["size"]), format_size(record["size"])]
+        return lambda record: [] if record["size"] is None else [str(record["size"]), format_size(record["size"])]
     key = {"tag": "name", "volume": "volume_id"}.get(field, field)
     return lambda record: [str(record.get(key) or "")]
 
 
+def _digest(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not _CHECKSUM.fullmatch(value):
+        raise click.BadParameter(
+            f"{value!r} is no checksum: sha256:HEX (or sha512:, sha1:), or the hexadecimal digits alone"
+        )
+    return None if value is None else value.lower()
+
+
+def checksum_option(help: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """--checksum, in a form the service reads."""
+    return click.option("--checksum", metavar="SHA256:HEX", callback=_digest, help=help)
+
+
 ATTACHMENT_ID = Id("attachment")
+IMAGE_ID = Id("image")
 OPERATION_ID = Id("operation")
 SNAPSHOT_ID = Id("snapshot")
 VOLUME_ID = Id("volume")
 SIZE = Size()
 INITIATOR = Initiator()
 VOLUME_FILTER = FilterType(("tag", "name", "state", "owner", "visibility", "pool", "size", "id"))
+IMAGE_FILTER = FilterType(
+    ("tag", "name", "state", "owner", "visibility", "size", "id", "identifier", "digest", "title", "os", "endorser",
+     "reference")
+)  # fmt: skip
 SNAPSHOT_FILTER = FilterType(("tag", "name", "state", "owner", "pool", "size", "id", "volume"))

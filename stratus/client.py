@@ -12,7 +12,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from stratus.config import Config
+from stratus.content import Content
 from stratus.errors import (
+    ENDED_BADLY,
     Document,
     Interrupted,
     OperationFailed,
@@ -114,6 +116,21 @@ class Client:
                 self._pause(max(delay, error.retry_after))
         return self._once(method, path, params, body, headers or {})
 
+    def put(self, path: str, content: bytes, headers: Mapping[str, str]) -> Answer:
+        """The answer to `content` sent as it is, once: whether it may be sent again is known by asking what arrived."""
+        kind = {"Content-Type": "application/octet-stream"}
+        return self._answer(self._send("PUT", path, data=content, headers={**kind, **headers}))
+
+    def content(self, path: str, headers: Mapping[str, str]) -> Content:
+        """What is at `path`, to be read; to be closed as well. Not asked for a second time."""
+        given = {"Accept": "*/*", "Accept-Encoding": "identity", **headers}
+        response = self._send("GET", path, headers=given, stream=True)
+        if response.status_code not in (200, 206, 416):
+            with response:
+                self._answer(response)
+                raise Unreachable(self.config.endpoint, f"it answered with status {response.status_code}")
+        return Content(response, self._broken)
+
     def get(self, path: str, params: Params | None = None) -> Document:
         """One record."""
         return self.request("GET", path, params=params).document
@@ -209,31 +226,36 @@ class Client:
     def _once(
         self, method: str, path: str, params: Params | None, body: Document | None, headers: Mapping[str, str]
     ) -> Answer:
+        return self._answer(self._send(method, path, params=params, json=body, headers=headers))
+
+    def _send(self, method: str, path: str, *, headers: Mapping[str, str], **what: Any) -> requests.Response:
         import requests  # a third of a command's start, and --help or a wrong option need none of it
 
         if self._connections is None:
             self._connections = self._connect()
         try:
-            response = self._connections.request(
+            return self._connections.request(
                 method,
                 self.config.endpoint + path,
-                params=params,
-                json=body,
                 headers=dict(headers),
                 auth=self._authorize,
                 # Given with each request: the session's own would yield to REQUESTS_CA_BUNDLE.
                 verify=str(self.config.cacert) if self.config.cacert else True,
                 timeout=(self._remaining(_CONNECT), self._remaining(_ANSWER)),
                 allow_redirects=False,
+                **what,
             )
         except requests.exceptions.SSLError as error:
             raise Untrusted(self.config.endpoint, _reason(error)) from error
         except requests.exceptions.ReadTimeout as error:
             raise TimedOut(self.config.endpoint) from error
         except (OSError, requests.RequestException) as error:
-            self._remaining(0)  # a connection that took all the time we had is a matter of time
-            raise Unreachable(self.config.endpoint, _reason(error)) from error
-        return self._answer(response)
+            raise self._broken(error) from error
+
+    def _broken(self, error: Exception) -> Unreachable:
+        """What became of a connection; TimedOut instead when it took all the time we had."""
+        self._remaining(0)
+        return Unreachable(self.config.endpoint, _reason(error))
 
     def _connect(self) -> requests.Session:
         import requests
@@ -255,7 +277,8 @@ class Client:
 
     def _answer(self, response: requests.Response) -> Answer:
         if response.status_code >= 400:
-            raise Problem(response.status_code, _problem(response), _retry_after(response))
+            problem = _problem(response)
+            raise Problem(response.status_code, problem, _retry_after(response, problem))
         if response.status_code >= 300:
             raise StratusError(
                 f"{self.config.endpoint} sends us on to {response.headers.get('Location', 'nowhere')}",
@@ -285,9 +308,9 @@ def _problem(response: requests.Response) -> Document:
     return cast(Document, document) if isinstance(document, dict) else {}
 
 
-def _retry_after(response: requests.Response) -> float | None:
+def _retry_after(response: requests.Response, problem: Document) -> float | None:
     """Seconds to wait before asking again; None when that is no use."""
-    if response.status_code != 503:
+    if response.status_code != 503 or problem.get("code") in ENDED_BADLY:
         return None
     text = response.headers.get("Retry-After", "")
     return float(text) if text.isascii() and text.isdigit() else 0.0

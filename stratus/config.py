@@ -25,18 +25,20 @@ from stratus.text import clean
 
 DEFAULT_ENDPOINT = "http://127.0.0.1:8080"
 FORMATS = ("table", "json", "csv")
-KEYS = ("endpoint", "token", "token_file", "username", "password_file", "cacert", "timeout", "format")
+KEYS = ("endpoint", "token", "token_file", "username", "password_file", "cacert", "timeout", "format", "marketplace")
 SITE_FILE = Path("/etc/stratus/config.ini")
 _PATHS = ("token_file", "password_file", "cacert")
 _SIGN_IN = ("token", "token_file", "username")
 _SECRET_MAX = 4096
+_PRIVATE_MAX = 1 << 20
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Config:
-    """The settings in force. `timeout` is in seconds for the whole command; None waits as long as it takes."""
+    """The settings in force. `timeout` is in seconds for the whole command; None waits as long as it takes.
+    `marketplace` is the address of the one that metadata is posted to."""
 
     endpoint: str = DEFAULT_ENDPOINT
     token: str | None = field(default=None, repr=False)
@@ -45,6 +47,7 @@ class Config:
     cacert: Path | None = None
     timeout: float | None = None
     format: str = "table"
+    marketplace: str | None = None
 
     @property
     def loopback(self) -> bool:
@@ -85,6 +88,7 @@ def load(
         cacert=_find(layers, "cacert", _existing_file),
         timeout=_find(layers, "timeout", _seconds),
         format=_find(layers, "format", _format) or "table",
+        marketplace=_find(layers, "marketplace", _marketplace),
         **_sign_in(layers, ask),
     )
 
@@ -111,6 +115,16 @@ def read_secret(path: Path) -> str:
     if not secret or "\n" in secret or len(raw) > _SECRET_MAX:
         raise ConfigError(f"{path} must hold one line, the secret")
     return secret
+
+
+def read_private(path: Path) -> bytes:
+    """A file that holds a private key. Raises ConfigError when it cannot be read, or others may read it."""
+    try:
+        with path.open("rb") as file:
+            _refuse_if_shared(path, os.fstat(file.fileno()).st_mode)
+            return file.read(_PRIVATE_MAX)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _refuse_if_shared(path: Path, mode: int) -> None:
@@ -170,13 +184,21 @@ def _find(layers: Sequence[Layer], key: str, convert: Callable[[str], T]) -> T |
 
 
 def _endpoint(text: str) -> str:
+    return _address(text, "the service").removesuffix("/v1")
+
+
+def _marketplace(text: str) -> str:
+    return _address(text, "a Marketplace").removesuffix("/metadata")
+
+
+def _address(text: str, what: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError(f"{text!r} is no http:// or https:// address of the service")
+        raise ValueError(f"{text!r} is no http:// or https:// address of {what}")
     if "@" in parts.netloc:
         raise ValueError("an address holds no user name or password; use --username and --password-file")
     _ = parts.port  # a bad one raises ValueError
-    return text.rstrip("/").removesuffix("/v1")
+    return text.rstrip("/")
 
 
 def _existing_file(text: str) -> Path:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from enum import IntEnum
+from pathlib import Path
 from typing import Any
 
 from stratus.hints import HINTS, SIGN_IN
@@ -125,6 +127,19 @@ class Interrupted(StratusError):
         self.operation = operation
 
 
+class Stopped(StratusError):
+    """Ctrl-C during a transfer."""
+
+    exit_code = Exit.INTERRUPTED
+
+    def __init__(self, hint: str) -> None:
+        super().__init__("interrupted", hint)
+
+
+class Corrupt(StratusError):
+    """What came is not what it should be."""
+
+
 class Problem(StratusError):
     """The service refused: a problem document (RFC 9457), or another answer of 3xx, 4xx, 5xx."""
 
@@ -158,6 +173,15 @@ class OperationFailed(StratusError):
         self.exit_code = _exit_of_failure(self.code)
 
 
+@contextmanager
+def file_errors(path: Path, verb: str) -> Iterator[None]:
+    """An OSError inside becomes "cannot VERB PATH: …"."""
+    try:
+        yield
+    except OSError as error:
+        raise StratusError(f"cannot {verb} {path}: {error.strerror or error}") from error
+
+
 def describe(operation: Document) -> str:
     """An operation in a few words."""
     return clean(f"operation {operation['id']} ({operation['kind']})")
@@ -185,10 +209,22 @@ EXIT_OF_STATUS: Mapping[int, Exit] = {
 
 #: Failures of long work that the state of things explains; other failures of a target or a pool are theirs.
 _CONFLICTS = frozenset({"pool-full", "pool-low-space", "pool-overcommitted", "backing-missing", "size-mismatch"})
+#: The image, or what is said about it, is refused: as when that is answered at once, with 409.
+_REFUSED_IMAGES = frozenset((
+    "image-failed", "bad-reference", "no-image-entry", "bad-metadata", "bad-signature", "bad-checksum-file",
+    "policy-refused", "bad-url", "address-refused", "too-many-redirects", "wrong-digest", "wrong-size", "truncated",
+    "bad-compression", "image-too-large", "bad-format", "has-backing-file", "has-data-file",
+    "has-internal-snapshots", "encrypted-image", "unknown-features", "damaged-image", "image-not-available",
+))  # fmt: skip
+#: How work on an image ended, for reasons that lie at the service or at the image's origin. Asking again, with the same
+#: key, is told the same.
+ENDED_BADLY = frozenset(
+    {"unreachable", "sandbox-failed", "image-cache-full", "image-cache-unusable", "image-not-cached"}
+)
 
 
 def _exit_of_failure(code: str) -> Exit:
     """An operation carries the code of a problem, and no HTTP status."""
-    if code in _CONFLICTS:
+    if code in _CONFLICTS | _REFUSED_IMAGES:
         return Exit.CONFLICT
-    return Exit.UNAVAILABLE if code.startswith(("target-", "pool-")) else Exit.FAILED
+    return Exit.UNAVAILABLE if code in ENDED_BADLY or code.startswith(("target-", "pool-")) else Exit.FAILED

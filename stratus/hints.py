@@ -11,6 +11,9 @@ _DETACH = "detach it first: stratus-detach-volume ID"
 _WAIT = "wait for it; stratus-describe-operations shows what is going on"
 _SPACE = "delete what is no longer needed, choose another --pool, or ask an admin to make room"
 _TRY_AGAIN = "the storage service is restarting or has trouble; try again, and tell an admin if it stays so"
+_POLICY = "see which rule refuses it with: stratus-policy-image REF"
+_PUBLISHER = "the bytes, or what is said about them, are wrong: tell who publishes the image"
+_STANDALONE = "make it stand alone with: qemu-img convert -O qcow2 OLD NEW"
 _ADMIN = "tell an admin; the log of the service says more"
 
 HINTS: Mapping[str, str] = {
@@ -21,6 +24,7 @@ HINTS: Mapping[str, str] = {
     "password-invalid": "check --username and --password-file, or use a token: --token-file FILE",
     "account-disabled": "ask an admin",
     "admin-only": "ask an admin",
+    "nodes-only": "ask an admin",
     "not-owner": "ask the owner, or an admin",
     "not-this-node": "use the name and the initiator that are registered for the node; an admin changes them",
     "not-your-connection": "only who attached the volume reads its connection; ask them to",
@@ -57,6 +61,39 @@ HINTS: Mapping[str, str] = {
     "attachment-ended": "attach the volume again: stratus-attach-volume",
     "precondition-failed": "it was changed meanwhile: look at it and try again",
     "idempotency-in-flight": "the first request is still being worked on: wait for a moment",
+    "image-not-found": "list those you may see with: stratus-describe-images",
+    "bad-reference": "give a Marketplace identifier (27 characters), or the http(s) address of an entry or an image",
+    "no-image-entry": "nobody endorses it: give --checksum sha256:HEX if you know what it must be",
+    "bad-metadata": _PUBLISHER,
+    "bad-signature": _PUBLISHER,
+    "bad-checksum-file": _PUBLISHER,
+    "policy-refused": _POLICY,
+    "bad-url": "http and https only, with nothing else in front of the host",
+    "address-refused": "it is in a private network: an admin can allow that one (images.allow_networks)",
+    "too-many-redirects": "give the address it ends at",
+    "unreachable": "is the address right? If its server is down, try again later",
+    "wrong-digest": _PUBLISHER,
+    "wrong-size": _PUBLISHER,
+    "truncated": _PUBLISHER,
+    "bad-compression": "is it compressed as was said? See --compression of stratus-upload-image",
+    "image-too-large": "ask an admin for a larger limit (images.max_size)",
+    "bad-format": "raw and qcow2 are accepted, as was said: see --image-format of stratus-upload-image",
+    "has-backing-file": _STANDALONE,
+    "has-data-file": _STANDALONE,
+    "has-internal-snapshots": _STANDALONE,
+    "encrypted-image": "an image is for many machines: decrypt it first",
+    "unknown-features": _STANDALONE,
+    "damaged-image": "see what is wrong with: qemu-img check FILE",
+    "sandbox-failed": _ADMIN,
+    "image-cache-full": "delete images that are no longer needed, or ask an admin to make room",
+    "image-cache-unusable": _ADMIN,
+    "image-not-available": "see its state with: stratus-describe-images ID",
+    "image-pinned": "machines, volumes or pins need it: stratus-pin-image ID --list shows them to an admin",
+    "image-not-receiving": "see its state with: stratus-describe-images ID",
+    "upload-no-room": "try again later, or ask an admin to make room",
+    "upload-busy": "another stratus-upload-image is sending it",
+    "transfers-busy": "try again in a moment",
+    "image-not-cached": "have it again with: stratus-create-image REF",
     "target-unavailable": _TRY_AGAIN,
     "target-limit": "the host of the service has no room for another attached volume; tell an admin",
     "target-failed": _ADMIN,

@@ -1,4 +1,4 @@
-"""How far an operation is: a bar on a terminal, lines elsewhere."""
+"""How far an operation or a transfer is: a bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
+from blockdev.units import format_size
 from stratus.errors import Document, describe
 from stratus.output import Output
 from stratus.text import clean
 
 Progress = Callable[[Document], None]
+Transfer = Callable[[int, int], None]
+"""Told how many bytes are done, and of how many."""
 
 
 @contextlib.contextmanager
@@ -57,3 +60,43 @@ def _bar() -> Iterator[Progress]:
             bar.update(task, completed=operation["progress"], description=clean(what))
 
         yield show
+
+
+@contextlib.contextmanager
+def transfer_of(output: Output, what: str) -> Iterator[Transfer]:
+    """A function to call with the bytes done and their total; `what` says what is being done. To stderr."""
+    if output.quiet:
+        yield lambda _, __: None
+    elif sys.stderr.isatty():
+        with _transfer_bar(what) as show:
+            yield show
+    else:
+        yield _TransferLines(output, what)
+
+
+class _TransferLines:
+    """A line for each ten per cent."""
+
+    def __init__(self, output: Output, what: str) -> None:
+        self._output = output
+        self._what = what
+        self._said = -1
+
+    def __call__(self, done: int, total: int) -> None:
+        tenth = 10 * done // total if total else 10
+        if tenth != self._said:
+            self._output.say(f"{self._what}: {10 * tenth} % of {format_size(total)}")
+            self._said = tenth
+
+
+@contextlib.contextmanager
+def _transfer_bar(what: str) -> Iterator[Transfer]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
+
+    label = TextColumn("{task.description}", markup=False)
+    columns = (label, BarColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(clean(what))
+        yield lambda done, total: bar.update(task, completed=done, total=total)

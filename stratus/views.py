@@ -66,7 +66,27 @@ def _kind_and_id(operation: Document) -> str:
     return f"{operation['resource']['kind']} {operation['resource']['id']}"
 
 
-_SIZE = Column("size", lambda record: record["size"], lambda record: format_size(record["size"]))
+def _size(name: str) -> Column:
+    def shown(record: Document) -> str:
+        size = record.get(name)
+        return "" if size is None else format_size(size)
+
+    return Column(name, lambda record: record.get(name), shown)
+
+
+def _image_origin(image: Document) -> str:
+    """What a person knows it by: its reference, where that is told, else what kind of thing it was made from."""
+    kind = _text((image.get("origin") or {}).get("kind"))
+    return _text(image.get("reference")) or kind
+
+
+def _short_digest(image: Document) -> str:
+    """Enough to compare by eye."""
+    digest = _text(image.get("digest"))
+    return f"{digest[:12]}…" if digest else ""
+
+
+_SIZE = _size("size")
 _STATE = Column("state", lambda record: record["state"], _state)
 
 VOLUME: View = (
@@ -88,6 +108,32 @@ SNAPSHOT: View = (
     _plain("owner"),
     _plain("pool"),
     _time("created_at"),
+)
+IMAGE: View = (
+    _plain("id"),
+    _plain("name"),
+    _size("size"),
+    _size("file_size"),
+    _STATE,
+    _plain("owner"),
+    _plain("visibility"),
+    Column("origin", lambda record: (record.get("origin") or {}).get("kind"), _image_origin),
+    _plain("identifier"),
+    _plain("os"),
+    _plain("endorser"),
+    Column("digest", lambda record: record.get("digest"), _short_digest),
+)
+PIN: View = (_plain("name"), _plain("kind"), _plain("digest"), _plain("path"))
+LISTED_PIN: View = (_plain("name"), _plain("kind"), _plain("principal"), _time("created_at"))
+STATEMENT: View = (_plain("identifier"), _size("size"), _plain("sha256"), _plain("file"))
+RECEIPT: View = (_plain("status"), _plain("location"), _plain("said"))
+JUDGED: View = (
+    _plain("verdict"),
+    _plain("rule"),
+    _plain("detail"),
+    _plain("identifier"),
+    _plain("endorser"),
+    _plain("source"),
 )
 ATTACHMENT: View = (
     _plain("id"),
@@ -128,3 +174,11 @@ def plan_steps(plan: Document) -> list[Document]:
     """A plan as lines of `kind` and `text`."""
     steps = [{"kind": "step", "text": step} for step in plan["steps"]]
     return steps + [{"kind": "conflict", "text": f"{each['detail']} ({each['code']})"} for each in plan["conflicts"]]
+
+
+def judged(judgement: Document) -> list[Document]:
+    """The entry that passed, or every refused one with its rule, as flat records."""
+    if passed := judgement.get("passed"):
+        return [{**passed, "verdict": "passed"}]
+    refused = judgement["refused"]
+    return [{**each["entry"], "verdict": "refused", "rule": each["rule"], "detail": each["detail"]} for each in refused]

@@ -38,6 +38,9 @@ HANDS = (
 )  # fmt: skip
 #: Names of initiators: text and nothing else.
 PURE = "iscsi.names"
+#: The one module that loads these, of the extra `metadata`.
+SIGNS = "stratus.signing"
+SIGNING = ("lxml", "signxml", "cryptography")
 #: What the service's one executable starts; it loads them in the command that needs them.
 ENTRIES = ("app.cli", "app.commands")
 
@@ -74,15 +77,16 @@ def refused(source: str, module: str, *, package: bool = False) -> list[str]:
         allowed = MAY[room] | {room} | sys.stdlib_module_names
         eager = set(imports(source, module, package=package, lazy=False))
         return [
-            name for name in found if name.split(".")[0] not in allowed and (name in eager or not lazily(room, name))
+            name for name in found if name.split(".")[0] not in allowed and (name in eager or not lazily(module, name))
         ]
     if is_in(module, *HANDS):
         return [name for name in found if is_in(name, "app.api", "flask", "stratus")]
     return [name for name in found if is_in(name, "stratus", *outside(module)) and not is_in(name, PURE)]
 
 
-def lazily(room: str, name: str) -> bool:
-    return room == "stratus" and is_in(name, "rich")
+def lazily(module: str, name: str) -> bool:
+    """Whether this is loaded by those who need it only: a bar on a terminal, and what signs metadata."""
+    return (is_in(module, "stratus") and is_in(name, "rich")) or (module == SIGNS and is_in(name, *SIGNING))
 
 
 def outside(module: str) -> tuple[str, ...]:
@@ -120,6 +124,9 @@ def test_only_app_knows_flask_and_only_its_edge() -> None:
         ("stratus.cli", "import flask"),
         ("stratus.cli", "from app.config import Settings"),
         ("stratus.cli", "import rich.progress"),
+        ("stratus.signing", "import signxml"),
+        ("stratus.metadata", "def late():\n    from lxml import etree"),
+        ("stratus.metadata", "from imagecache.identifiers import identifier_of"),
         ("app.volumes", "from pools import open_pool"),
         ("app.volumes", "from app import steps"),
         ("app.volumes", "from . import outside"),
@@ -138,6 +145,7 @@ def test_an_import_against_the_arrows_is_seen(module: str, source: str) -> None:
     [
         ("iscsi.tgt", "from blockdev.command import run"),
         ("stratus.progress", "def show():\n    from rich.progress import Progress"),
+        ("stratus.signing", "def late():\n    from lxml import etree"),
         ("app.attachments", "from iscsi.names import validate_initiator"),
         ("app.steps.volumes", "from pools import BackingMissing"),
     ],

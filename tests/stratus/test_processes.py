@@ -16,7 +16,19 @@ import pytest
 
 from stratus.completion import SHELLS, command_names
 from tests.stratus.conftest import Run, as_typed
-from tests.stratus.standin import OPERATION, OTHER, VOLUME, Reply, StandIn, accepted, operation, volume
+from tests.stratus.standin import (
+    IMAGE,
+    OPERATION,
+    OTHER,
+    VOLUME,
+    Reply,
+    StandIn,
+    accepted,
+    image,
+    operation,
+    ranges,
+    volume,
+)
 
 MODULES = [name.removeprefix("stratus-") for name in command_names()]
 
@@ -38,7 +50,7 @@ def loaded(environment: dict[str, str], module: str, *arguments: str) -> set[str
 
 @pytest.mark.parametrize("module", MODULES)
 def test_help_loads_nothing_heavy(environment: dict[str, str], module: str) -> None:
-    heavy = {"flask", "sqlalchemy", "pydantic", "app", "rich", "requests"}
+    heavy = {"flask", "sqlalchemy", "pydantic", "app", "rich", "requests", "lxml", "signxml", "cryptography"}
     assert not heavy & loaded(environment, module, "--help")
 
 
@@ -65,8 +77,26 @@ def test_a_terminal_shows_a_bar(service: StandIn, environment: dict[str, str]) -
     looks = [operation("running", 42, message=hostile), operation("succeeded", 100)]
     service.on("GET", f"/v1/operations/{OPERATION}", *(Reply(document=look, after=0.3) for look in looks))
     service.on("GET", f"/v1/volumes/{VOLUME}", Reply(document=volume()))
-    ours, theirs = pty.openpty()
     command = [*as_typed("create-volume"), "--volume", OTHER, "--format", "json"]
+    printed, seen = on_a_terminal(command, environment)
+    assert json.loads(printed)["id"] == VOLUME
+    assert b"42%" in seen
+    assert b"copying \\u001b]0;owned\\u0007[red]" in seen
+    assert b"\x1b]0;owned" not in seen
+
+
+def test_a_terminal_shows_how_far_a_download_is(service: StandIn, environment: dict[str, str], tmp_path: Path) -> None:
+    content = bytes(3 << 20)
+    service.on("GET", f"/v1/images/{IMAGE}", Reply(document=image(content)))
+    service.on("GET", f"/v1/images/{IMAGE}/content", ranges(content, cut=2 << 20), ranges(content))
+    _, seen = on_a_terminal([*as_typed("download-image"), IMAGE, str(tmp_path / "a.qcow2")], environment)
+    assert b"downloading" in seen
+    assert b"/3.1 MiB" in seen or b"/3.0 MiB" in seen
+
+
+def on_a_terminal(command: list[str], environment: dict[str, str]) -> tuple[bytes, bytes]:
+    """What a command that succeeds prints, and what a terminal shows of its stderr."""
+    ours, theirs = pty.openpty()
     seen = b""
     with (
         os.fdopen(ours, "rb", buffering=0) as screen,
@@ -78,11 +108,8 @@ def test_a_terminal_shows_a_bar(service: StandIn, environment: dict[str, str]) -
         while chunk := _read(screen.fileno()):
             seen += chunk
         printed = process.communicate()[0]
-    assert process.returncode == 0
-    assert json.loads(printed)["id"] == VOLUME
-    assert b"42%" in seen
-    assert b"copying \\u001b]0;owned\\u0007[red]" in seen
-    assert b"\x1b]0;owned" not in seen
+    assert process.returncode == 0, seen
+    return printed, seen
 
 
 def _read(terminal: int) -> bytes:
@@ -195,6 +222,13 @@ def test_an_id_is_offered_with_its_name(service: StandIn, run: Run, shell: str, 
     typed = {"COMP_WORDS": "stratus-delete-volume 1111", "COMP_CWORD": "1111" if shell == "fish" else "1"}
     result = run("delete-volume", _STRATUS_DELETE_VOLUME_COMPLETE=f"{shell}_complete", **typed)
     assert [word for word in re.split(r"[,\s]", result.stdout) if word not in ("plain", "")] == offered
+
+
+def test_ids_of_images_are_completed(service: StandIn, run: Run) -> None:
+    service.on("GET", "/v1/images", Reply(document={"items": [image(), image(id=OTHER)], "next": None}))
+    typed = {"COMP_WORDS": "stratus-download-image 66", "COMP_CWORD": "1"}
+    result = run("download-image", _STRATUS_DOWNLOAD_IMAGE_COMPLETE="bash_complete", **typed)
+    assert result.stdout.strip() == f"plain,{IMAGE}"
 
 
 def test_completion_sends_no_token_in_plain_text(service: StandIn, run: Run) -> None:
