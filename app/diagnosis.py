@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import sqlite3
@@ -21,9 +22,11 @@ from app.config import Settings
 from app.db import Database
 from app.models import Pool
 from app.service import is_migrated
-from blockdev.command import CommandError, run
+from blockdev.command import CommandError
 from blockdev.extents import supports_reflink
 from blockdev.fallocate import Zeroing, leaves_old_data
+from imagecache.errors import SandboxFailed
+from imagecache.sandbox import Sandbox
 from iscsi.limits import THREADS_PER_LUN, free_threads
 from iscsi.target import TargetError
 from iscsi.tgt_daemon import TgtDaemon
@@ -54,7 +57,7 @@ def examine(settings: Settings) -> list[Check]:
     database, known = _database(settings)
     pools = (_pool(settings.home, name, pool, known) for name, pool in settings.pools.items())
     target = _lio() if settings.iscsi.target == "lio" else _tgt()
-    return [*_tools(settings), target, *pools, *_lvm(settings), _sandbox(), _sqlite(), database]
+    return [*_tools(settings), target, *pools, *_lvm(settings), *_images(settings), _sqlite(), database]
 
 
 def _tools(settings: Settings) -> Iterator[Check]:
@@ -148,14 +151,35 @@ def _clones(label: str, place: Path, live: bool) -> Check:
     return Check("limited", label, f"{place}: {detail}")
 
 
+def _images(settings: Settings) -> Iterator[Check]:
+    """What images need: a sandbox, readers of what strangers send, and what the settings name."""
+    yield _sandbox()
+    absent = [name for name in ("lxml", "signxml", "isal", "zstandard") if importlib.util.find_spec(name) is None]
+    if absent:
+        detail = f"{', '.join(absent)} not there; needed for images: pip install '.[service]'"
+        yield Check("missing", "image readers", detail)
+    else:
+        yield Check("ok", "image readers", "gz, bz2, xz and zst; metadata and its signatures")
+    try:
+        from app.library import open_library
+
+        open_library(settings)
+        yield Check("ok", "image settings", f"the cache is {settings.image_dir}")
+    except ImportError:
+        return  # told above
+    except (OSError, ValueError) as error:
+        yield Check("missing", "image settings", str(error))
+
+
 def _sandbox() -> Check:
+    """Made as it is for an image, and left again."""
     if shutil.which("bwrap") is None:
         return Check("limited", "sandbox", "no bwrap; needed for images: apt-get install bubblewrap")
     try:
-        run(["bwrap", "--unshare-all", "--ro-bind", "/", "/", "true"], timeout=5)
-    except CommandError as error:
+        Sandbox().check()
+    except SandboxFailed as error:
         return Check("limited", "sandbox", f"bwrap does not work here: {error}")
-    return Check("ok", "sandbox", "bwrap with namespaces")
+    return Check("ok", "sandbox", "bwrap with namespaces, privileges dropped")
 
 
 def _sqlite() -> Check:

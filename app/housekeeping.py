@@ -13,7 +13,7 @@ import structlog
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from app import events, image_care
+from app import events, image_care, uploads
 from app.config import Pool as PoolSettings
 from app.db import change
 from app.events import SYSTEM, record
@@ -51,6 +51,7 @@ class Housekeeping:
             (worker.head_interval, self.sign),
             (worker.pool_interval, self.watch_pools),
             (worker.pool_interval, self.watch_images),
+            (worker.pool_interval, self.keep_uploads),
             (worker.pool_interval, self.watch_sessions),
             (worker.reconcile_interval, self.reconcile),
             (3600.0, self.forget_answers),
@@ -94,7 +95,10 @@ class Housekeeping:
     def watch_images(self) -> None:
         image_care.watch(self._outside)
         image_care.scrub_next(self._outside)
-        image_care.expire_uploads(self._outside)
+
+    def keep_uploads(self) -> None:
+        uploads.expire(self._outside.database, self._outside.settings)
+        uploads.sweep(self._outside.database, self._outside.settings)
 
     def forget_answers(self) -> None:
         with self._outside.database.write() as session:

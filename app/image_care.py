@@ -173,14 +173,3 @@ def scrub_next(outside: Outside) -> None:
         image = session.scalar(due.order_by(Image.verified_at).limit(1))
         if image is not None and session.scalar(busy) is None:
             operations.enqueue(session, "image.scrub", None, image.id, ("image", image.id))
-
-
-def expire_uploads(outside: Outside) -> None:
-    """Uploads that nobody goes on with."""
-    before = now() - dt.timedelta(seconds=outside.settings.images.upload_expiry)
-    stale = (Image.state == "receiving", Image.updated_at < before)
-    with outside.database.write() as session:
-        for identifier in session.scalars(select(Image.id).where(*stale)).all():
-            if holds.take_away(session, identifier, *stale):
-                record(session, SYSTEM, "image.upload-expired", ("image", identifier))
-                operations.enqueue(session, "image.delete", None, identifier, ("image", identifier))

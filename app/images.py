@@ -10,10 +10,10 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, exists, or_, select, update
@@ -104,10 +104,10 @@ def shown(session: Session, caller: Caller, found: Collection[Image]) -> dict[UU
 
 def safe(reference: str) -> str:
     """A reference without what may be secret in it: user, password and query of a URL."""
-    parts = urlsplit(reference)
-    if not parts.scheme or not parts.netloc:
-        return reference.partition("?")[0]
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    scheme, found, rest = reference.partition("://")
+    rest = re.split(r"[?#]", rest if found else scheme)[0]
+    host, slash, path = rest.partition("/")
+    return (f"{scheme}://" if found else "") + host.rpartition("@")[2] + slash + path
 
 
 # ---------------------------------------------------------------- create

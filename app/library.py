@@ -6,8 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from imagecache.store import Store
-
 from app.config import Settings
 from imagecache import policy_cfg
 from imagecache.cache import Cache
@@ -17,6 +15,7 @@ from imagecache.policy import Policy
 from imagecache.resolve import Resolver, Sources
 from imagecache.sandbox import Sandbox
 from imagecache.signatures import Trust
+from imagecache.store import Store
 from imagecache.web import Web
 
 

@@ -57,7 +57,7 @@ _INITIATOR = {
 }
 
 #: What names an image: a Marketplace identifier, or the URL of a metadata entry or of the image itself.
-_REFERENCE = {"examples": ["BEE8-MMAw-Lk_IgsEExAy3d9R8h", "https://images.example.org/debian-12.qcow2"]}
+_REFERENCE = {"examples": ["BEE8-MMAw-Lk_IgsEExAy3d9R8h"]}
 _DIGEST = r"^((sha1:)?[0-9A-Fa-f]{40}|(sha256:)?[0-9A-Fa-f]{64}|(sha512:)?[0-9A-Fa-f]{128})$"
 _BY_LENGTH = {40: "sha1", 64: "sha256", 128: "sha512"}
 

@@ -37,7 +37,8 @@ class SessionWatch:
         surplus = {key for key, found in sessions.items() if key[1] and len(found) > allowed}
         surplus |= self._hidden(outside, sessions)
         for key in surplus:
-            detail = {"sessions": len(sessions[key]), "addresses": sorted({s.address for s in sessions[key]})}
+            addresses = sorted({found.address for found in sessions[key]} - {""})  # a hidden session has none
+            detail = {"sessions": len(sessions[key]), "addresses": addresses}
             self._alarm(outside, key, "attachment.too-many-sessions", detail, fence=key in self._suspects)
         for key, address in self._strangers(outside, sessions):
             self._alarm(outside, key, "attachment.foreign-network", {"address": address}, fence=True)

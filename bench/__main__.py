@@ -11,13 +11,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench import clone, cycles, inside_kernel, results, scale, starts
+from bench import clone, cycles, images, inside_kernel, results, scale, starts
 from bench.report import Table, machine
 
 BENCHMARKS: dict[str, Callable[..., list[Table]]] = {
     "cycles": cycles.run,
     "scale": scale.run,
     "clone": clone.run,
+    "images": images.run,
     "starts": starts.run,
     **{name: partial(inside_kernel.bring, name) for name in inside_kernel.NAMES},
 }

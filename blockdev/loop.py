@@ -1,4 +1,4 @@
-"""Loop devices over regular files: direct I/O, gone with their last user.
+"""Loop devices over regular files, or read-only ones over block devices: direct I/O, gone with their last user.
 
 Every device is made with LO_FLAGS_AUTOCLEAR (loop(4)): the kernel detaches it when the last opener closes it. So a
 hand that dies before somebody else has opened the device leaves nothing behind, and nobody has to look for stale ones.
@@ -6,6 +6,10 @@ hand that dies before somebody else has opened the device leaves nothing behind,
 Direct I/O saves the second page cache. The kernel falls back to buffered I/O without a word where the file system knows
 no O_DIRECT (tmpfs) or where its blocks are larger than the device's sectors of 512 bytes, which stay 512 so that a
 volume looks the same wherever it lies; a flush is an fsync of the file either way.
+
+A read-only one refuses whatever would change a byte, discards included, in its own driver (loop_handle_cmd in Linux'
+drivers/block/loop.c). The kernel does that for no block device as such: a bio that writes to one that is marked
+read-only passes with a warning.
 """
 
 from __future__ import annotations
@@ -30,10 +34,12 @@ _SECTOR = 512
 
 
 class Status(NamedTuple):
-    """What a loop device is made of. `device` and `inode` are st_dev and st_ino of the file behind it."""
+    """What a loop device is made of. `device` and `inode` are st_dev and st_ino of the file behind it, `block` its
+    st_rdev: the block device's number, if it is one."""
 
     device: int
     inode: int
+    block: int
     read_only: bool
     direct: bool
 
@@ -67,7 +73,13 @@ def status(device: Path) -> Status | None:
             raise
     fields = _INFO.unpack(info)
     flags = fields[8]
-    return Status(_device_number(fields[0]), fields[1], bool(flags & _READ_ONLY), bool(flags & _DIRECT_IO))
+    return Status(
+        device=_device_number(fields[0]),
+        inode=fields[1],
+        block=_device_number(fields[2]),
+        read_only=bool(flags & _READ_ONLY),
+        direct=bool(flags & _DIRECT_IO),
+    )
 
 
 def grow(device: Path) -> None:

@@ -43,6 +43,7 @@ ZSTD_WINDOW = 128 << 20
 #: The first bytes of a file: RFC 1952; bzip2(1); the .xz file format, 2.1.1.1; RFC 8878, 3.1.1.
 MAGIC = {"gz": b"\x1f\x8b\x08", "bz2": b"BZh", "xz": b"\xfd7zXZ\0", "zst": b"\x28\xb5\x2f\xfd"}
 #: The second to fourth byte of a frame to be skipped, the first is 0x50 to 0x5F: RFC 8878, 3.1.2.
+LONGEST_MAGIC = 6
 _SKIPPABLE = b"\x2a\x4d\x18"
 
 
@@ -82,7 +83,7 @@ class _Zstd:
         import zstandard
 
         self._frame = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW).decompressobj()
-        self._left = b""
+        self._left = memoryview(b"")
 
     @property
     def eof(self) -> bool:
@@ -94,33 +95,34 @@ class _Zstd:
 
     @property
     def unused_data(self) -> bytes:
-        return self._frame.unused_data + self._left
+        return self._frame.unused_data + bytes(self._left)
 
     def decompress(self, data: bytes, max_length: int = -1, /) -> bytes:
-        data = self._left or data
-        self._left = data[ZSTD_INPUT:]
-        return self._frame.decompress(data[:ZSTD_INPUT])
+        left = self._left or memoryview(data)
+        self._left = left[ZSTD_INPUT:]
+        return self._frame.decompress(left[:ZSTD_INPUT])
 
 
-def _pour(name: str, new: Callable[[], Decoder]) -> int:
-    data, decoder = _read(), new()
-    if not data:
-        return TRUNCATED
+def pour(name: str, new: Callable[[], Decoder], read: Callable[[], bytes], write: Callable[[bytes], object]) -> int:
+    """Decompress all that `read` gives (nothing: the end) to `write`; the exit code. Raises what the decoder does."""
+    data, decoder = read(), new()
     while True:
-        _write(decoder.decompress(data, OUTPUT))
         if decoder.eof:
-            data = decoder.unused_data or _read()
+            data = decoder.unused_data
+            while len(data) < LONGEST_MAGIC and (more := read()):  # it may lie across reads
+                data += more
             if not data:
                 return 0
-            if len(data) < 8:  # a magic may lie across two reads
-                data += _read()
             if recognised(data) != name:
                 return BAD
             decoder = new()
-        else:
-            data = _read() if decoder.needs_input else b""
-            if not data and decoder.needs_input:
-                return TRUNCATED
+        elif not data and decoder.needs_input:
+            return TRUNCATED
+        write(decoder.decompress(data, OUTPUT))
+        data = read() if decoder.needs_input and not decoder.eof else b""
+
+
+DECODERS: dict[str, Callable[[], Callable[[], Decoder]]] = {"gz": _gz, "bz2": _bz2, "xz": _xz, "zst": _zst}
 
 
 def _read() -> bytes:
@@ -136,15 +138,14 @@ def _write(data: bytes) -> None:
 def main() -> int:
     name, packages = sys.argv[1:]
     sys.path.append(packages)
-    kinds: dict[str, Callable[[], Callable[[], Decoder]]] = {"gz": _gz, "bz2": _bz2, "xz": _xz, "zst": _zst}
-    new = kinds[name]()
+    new = DECODERS[name]()
     try:
-        return _pour(name, new)
+        return pour(name, new, _read, _write)
     except BrokenPipeError:
         return UNWANTED
     except MemoryError:
         raise
-    except Exception as error:  # each library has its own, without a common base
+    except Exception as error:  # what is wrong with the bytes: each library has an error of its own
         os.write(2, f"{type(error).__name__}: {error}"[:500].encode())
         return BAD
 

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blockdev.extents import Progress
@@ -67,8 +67,10 @@ def fetch(
     *,
     attempts: int = 5,
     backoff: float = 1.0,
+    durable: bool = True,
 ) -> Fetched:
     """Make the file `into`, decompressed and durable (its name is its directory's); it is gone after any failure.
+    Not `durable`: for one who makes another of it at once, and would not believe it after a crash.
 
     Everybody may read it, since the sandbox must: its directory is to be closed. Blocks of zeros are holes.
 
@@ -83,7 +85,7 @@ def fetch(
     """
     if wanted.size is not None and wanted.size > wanted.max_size:
         raise TooLarge(f"it has {wanted.size} bytes, more than the {wanted.max_size} that are allowed")
-    job = _Job(web, sandbox, wanted, progress, attempts, backoff)
+    job = _Job(web, sandbox, wanted, progress, attempts, backoff, durable)
     with _new_file(into) as fd:
         return job.run(fd)
 
@@ -105,7 +107,14 @@ def _new_file(path: Path) -> Iterator[int]:
 
 class _Job:
     def __init__(
-        self, web: Web, sandbox: Sandbox, wanted: Wanted, progress: Progress, attempts: int, backoff: float
+        self,
+        web: Web,
+        sandbox: Sandbox,
+        wanted: Wanted,
+        progress: Progress,
+        attempts: int,
+        backoff: float,
+        durable: bool,
     ) -> None:
         self._web = web
         self._sandbox = sandbox
@@ -113,6 +122,7 @@ class _Job:
         self._progress = progress
         self._attempts = attempts
         self._backoff = backoff
+        self._durable = durable
         self._told = (0, 0)
 
     def run(self, fd: int) -> Fetched:
@@ -138,17 +148,13 @@ class _Job:
                 download(
                     lambda offset, validator: self._opened(location, offset, validator),
                     pipeline,
-                    progress=self._tell,
+                    progress=lambda done, total: self._look(),
                     attempts=self._attempts,
                     backoff=self._backoff,
                 )
             except Interrupted as error:
                 raise Unreachable(f"{error}; given up after {self._attempts} attempts that brought nothing") from error
-            return verified(self._wanted, location, pipeline.finish())
-
-    def _tell(self, done: int, total: int) -> None:
-        self._told = (done, total)
-        self._look()
+            return verified(self._wanted, location, pipeline.finish(self._durable))
 
     def _look(self) -> None:
         self._progress(*self._told)
@@ -160,15 +166,23 @@ class _Job:
         with _interrupted(), self._web.open(location, headers, allowed={416}, check=self._look) as response:
             part = _part(response, offset, validator)
             if part is not None:
-                yield self._allowed(part)
+                yield self._counted(part)
                 return
         with self._opened(location, 0, None) as whole:  # it cannot give the part that we asked for
             yield whole
 
-    def _allowed(self, part: Part) -> Part:
+    def _counted(self, part: Part) -> Part:
+        """The same, of a size that is allowed; what has come of it is told as progress, in a silence too."""
         if part.size is not None and part.size > self._wanted.max_size:
             raise TooLarge(f"{part.size} bytes, more than the {self._wanted.max_size} that are allowed")
-        return part
+        self._told = (part.offset, part.size or 0)
+
+        def readinto(buffer: memoryview) -> int:
+            got = part.readinto(buffer)
+            self._told = (self._told[0] + got, self._told[1])
+            return got
+
+        return replace(part, readinto=readinto)
 
 
 @contextmanager

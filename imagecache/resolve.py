@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Literal
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
@@ -37,14 +38,20 @@ _MAX_REFERENCE = 4096
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the site asks, and whom it believes. `marketplaces` are their URLs, without /metadata; `keys` are for
-    signed files of checksums, which are looked for if `checksum_files`."""
+    """Where the site asks, and whom it believes. `marketplaces` are their URLs, without /metadata. Files of checksums
+    beside an image are looked for if `checksum_files`; keys in `keyring` sign them, of these only `fingerprints` if any
+    are given."""
 
     marketplaces: tuple[str, ...] = ()
     trust: Trust | None = None
-    keys: Keys | None = None
+    keyring: Path | None = None
+    fingerprints: tuple[str, ...] = ()
     require_signed_checksums: bool = False
     checksum_files: bool = True
+
+    @property
+    def keys(self) -> Keys | None:
+        return None if self.keyring is None else Keys(self.keyring, self.fingerprints)
 
 
 @dataclass(frozen=True)
@@ -189,6 +196,9 @@ class Resolver:
         return tuple(entry for entry in found if _is_about(entry, identifier))
 
     def _of_location(self, url: str, check: Check) -> tuple[Entry, ...]:
+        """A URL with userinfo or a query may hold a secret, and is nothing to tell Marketplaces."""
+        if parse_url(url).userinfo is not None or urlsplit(url).query:
+            return ()
         found = self._ask(urlencode({"location": url}, quote_via=quote), check)
         return tuple(entry for entry in found if url in entry.locations)
 

@@ -173,6 +173,8 @@ def _check_shape(root: etree._Element, source: str) -> etree._Element:
         raise refuse("a signature is of the whole document, by an empty URI")
     if not _are_accepted(_child(reference, "Transforms")):
         raise refuse("its transforms are enveloped-signature and at most one canonicalisation")
+    if not (_child(signature, "SignatureValue").text and _child(reference, "DigestValue").text):
+        raise refuse("a signature and a digest have a value")
     canonicalisation = _child(info, "CanonicalizationMethod")
     if canonicalisation.get("Algorithm") not in _C14N or len(canonicalisation):
         raise refuse("its canonicalisation is not one that is accepted")

@@ -52,7 +52,11 @@ class Store:
         with self._cache.stage(key) as stage:
             self._cache.make_sure_of_room(wanted.size or 0)
             source, progress = stage.path / "source", self._watched(progress)
-            fetched = fetch(self._web, self._sandbox, wanted, source, lambda done, total: progress(done, 2 * total))
+
+            def bring(done: int, total: int) -> None:
+                progress(done, 2 * total)
+
+            fetched = fetch(self._web, self._sandbox, wanted, source, bring, durable=False)
             self._cache.trace("fetched")
             entry = accept(fetched) if accept else None
             told = format or (entry.format if entry else None)
@@ -156,7 +160,7 @@ class Store:
                 pipeline.push(size)
                 told += size
                 look()
-            return pipeline.finish()
+            return pipeline.finish(durable=False)
 
     def _watched(self, progress: Progress) -> Progress:
         """Others live on the same file system: an image ends when it would take what is reserved for them."""

@@ -36,8 +36,10 @@ DEPTH = 8
 """Buffers under way at most, in each Fanout."""
 STALL = 120.0
 """Seconds in which a decompressor must take or give something while we wait for it."""
+CPU = 60
 SLOWEST = 8 << 20
-"""Bytes a second that a decompressor gives at least: what it may use of a CPU goes by it."""
+"""A decompressor may use CPU seconds, and another for each SLOWEST bytes that it may give."""
+SOURCE = Path(decompress.__file__).read_text(encoding="utf-8")
 _BLOCK = 64 << 10
 _ZEROS = bytes(_BLOCK)
 _PACKAGES = "/packages"
@@ -176,9 +178,11 @@ class SparseFile:
             self._put(data[start:], self.size + start)
         self.size += len(data)
 
-    def finish(self, look: Look) -> None:
-        """The bytes and the size are durable."""
+    def finish(self, look: Look, durable: bool) -> None:
+        """It has its size; if `durable`, the disk has it."""
         os.ftruncate(self._fd, self.size)
+        if not durable:
+            return
         with ThreadPoolExecutor(1) as pool:
             synced = pool.submit(os.fsync, self._fd)
             while wait([synced], TICK).not_done:
@@ -225,7 +229,7 @@ class Decompressor:
         if self._kept.error is not None:
             raise self._kept.error
         said = self._process.stderr.read(1000).decode("utf-8", "replace") if self._process.stderr else ""
-        _judge(self._process.wait(), said)
+        judge(self._process.wait(), said)
 
     def abort(self) -> None:
         """Whoever waits for it waits no longer."""
@@ -257,14 +261,13 @@ def start(sandbox: Sandbox, compression: str, limit: int) -> Process:
     packages = {f"{_PACKAGES}/{name}": _package(name) for name in ("isal", "zstandard")}
     prefix = Path(sys.base_prefix).resolve()
     interpreter = {} if prefix.is_relative_to("/usr") else {str(prefix): prefix}
-    source = Path(decompress.__file__).read_text(encoding="utf-8")
     return sandbox.popen(
-        [str(python), "-I", "-S", "-c", source, compression, _PACKAGES],
+        [str(python), "-I", "-S", "-c", SOURCE, compression, _PACKAGES],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         read={**interpreter, **packages},
-        limits=Limits(cpu=60 + limit // SLOWEST),
+        limits=Limits(cpu=CPU + limit // SLOWEST),
     )
 
 
@@ -275,7 +278,8 @@ def _package(name: str) -> Path:
     return Path(spec.origin).parent
 
 
-def _judge(returncode: int, said: str) -> None:
+def judge(returncode: int, said: str) -> None:
+    """What the end of a decompressor means. Raises Truncated, BadCompression, SandboxFailed."""
     if returncode == decompress.TRUNCATED:
         raise Truncated("the compressed stream ends before its end")
     if returncode == decompress.BAD:
@@ -351,15 +355,15 @@ class Pipeline:
         os.ftruncate(self._fd, 0)
         self._begin()
 
-    def finish(self) -> Arrived:
-        """Wait for all of it, and for the disk."""
+    def finish(self, durable: bool = True) -> Arrived:
+        """Wait for all of it, and for the disk if it is to be durable."""
         if self.position == 0:
             self._start(b"")
         self._explained(lambda: self._stored.finish(self._watch))
         if self._decompressor is not None:
             self._decompressor.finish(self._watch)
             self._kept.finish(self._watch)
-        self._file.finish(self._look)
+        self._file.finish(self._look, durable)
         kept = self._digests if self._decompressor is None else self._kept_digests
         return Arrived(self._digests.hex, kept.hex, self.position, self._file.size)
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urljoin
@@ -98,10 +99,7 @@ class Web:
         self._connect_timeout = connect_timeout
         self._read_timeout = read_timeout
         self._resolve = resolve
-        self._tls = ssl.create_default_context()
-        self._tls.sslsocket_class = _TlsSocket
-        if ca_file is not None:
-            self._tls.load_verify_locations(ca_file)
+        self._ca_file = ca_file
 
     def open(
         self,
@@ -134,6 +132,14 @@ class Web:
                 if len(body) > limit:
                     raise TooLarge(f"{shown(response.url)}: more than the {limit} bytes that such a document may have")
             return Document(response.url, response.headers.get("Content-Type", ""), bytes(body))
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        context = ssl.create_default_context()
+        context.sslsocket_class = _TlsSocket
+        if self._ca_file is not None:
+            context.load_verify_locations(self._ca_file)
+        return context
 
     @contextmanager
     def _follow(

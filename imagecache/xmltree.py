@@ -1,7 +1,7 @@
 """XML from strangers into a tree, or a refusal before it costs anything.
 
-Entities, DTDs and external files are never looked at. The bounds keep what comes after linear: canonicalisation looks
-at every namespace in scope for every element, and 40 KB of nested declarations are enough for hours of it.
+Entities, DTDs and external files are never looked at. The bounds keep short what comes after: 40 KB of nested
+declarations of namespaces are enough for hours of canonicalisation.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ MAX_ELEMENTS = 5_000
 MAX_DEPTH = 16
 MAX_ATTRIBUTES = 16
 """Of one element."""
-MAX_NAMESPACES = 500
-"""Declarations in a document."""
+MAX_NAMESPACES = 32
+"""In scope at once. Canonicalisation takes their square for each element: 480, in 33 KB, took 18 s."""
 
 _PIECE = 8 << 10
 _DECLARED = re.compile(rb"""^<\?xml[^>]*encoding\s*=\s*["']([A-Za-z0-9._-]+)["']""")
@@ -30,7 +30,7 @@ def parse(document: bytes, source: str) -> etree._Element:
     """The root of a document in UTF-8. Raises BadMetadata, naming `source`."""
     _check_bytes(document, source)
     parser = etree.XMLPullParser(
-        events=("start", "end", "start-ns", "pi"),
+        events=("start", "end", "start-ns", "end-ns", "pi"),
         encoding="utf-8",
         resolve_entities=False,
         no_network=True,
@@ -85,11 +85,13 @@ class _Counts:
                 self._depth -= 1
             elif event == "start-ns":
                 self._namespaces += 1
+            elif event == "end-ns":
+                self._namespaces -= 1
             else:
                 raise BadMetadata(f"{self._source}: processing instructions are not accepted")
             self._at_most(self._elements, MAX_ELEMENTS, "elements")
             self._at_most(self._depth, MAX_DEPTH, "levels of elements")
-            self._at_most(self._namespaces, MAX_NAMESPACES, "namespaces")
+            self._at_most(self._namespaces, MAX_NAMESPACES, "namespaces at once")
 
     def _at_most(self, count: int, limit: int, what: str) -> None:
         if count > limit:

@@ -15,7 +15,6 @@ configuration (saveconfig.json) is not used: the database knows what shall be.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 from collections.abc import Callable, Collection, Sequence
@@ -47,7 +46,6 @@ from iscsi.target import (
 
 _T = TypeVar("_T")
 _PATIENCE = 1.0  # seconds; a deletion that waits for no peer takes some ten milliseconds
-_ALL = ("-depth", "(", "-type", "d", "-o", "-type", "l", ")", "-delete")  # the kernel keeps the directories it has made
 
 
 def _no_trace(step: str) -> None:
@@ -119,10 +117,14 @@ class LioTarget:
 
     def _converge(self, export: Export) -> None:
         check_export(export)
+        volume = self._volume(export.volume_id)
         try:
             self._ensure_layers(export)
-        except FileNotFoundError as error:  # what an errand was at has gone between our look and our step
-            raise TargetBusy(export.volume_id, [_somebody(self._volume(export.volume_id))]) from error
+        except (FileNotFoundError, RTSLibError) as error:
+            if isinstance(error, FileNotFoundError) or not os.path.isdir(volume.group):
+                # What another hand's errand was at has gone between our look and our step.
+                raise TargetBusy(volume.id, [_somebody(volume)]) from error
+            raise
 
     def _ensure_layers(self, export: Export) -> None:
         volume = self._room(export)
@@ -146,7 +148,7 @@ class LioTarget:
             self._remove(volume)
         if volume.dead():
             self._bury(volume)
-        if volume.dead():
+        if volume.dead() or self._errands.running(volume.group):
             raise TargetBusy(volume.id, [_somebody(volume)])
         return volume
 
@@ -199,7 +201,7 @@ class LioTarget:
 
     def _shut(self, volume: Volume) -> list[Session]:
         """End the sessions of everybody, without a look at who that is."""
-        self._errands.run(f"{volume.group}/enable", ["tee", f"{volume.group}/enable"], _PATIENCE, "0")
+        self._errands.run(f"{volume.group}/enable", [("write", volume.group, "enable", "0")], _PATIENCE)
         return sessions_of(volume) or ([_somebody(volume)] if volume.enabled() else [])
 
     def _remove(self, volume: Volume) -> None:
@@ -210,17 +212,25 @@ class LioTarget:
         self._bury(volume)
 
     def _bury(self, volume: Volume) -> None:
-        """Delete the target with its dead group. While a half-made login is there it stays, which nobody waits for."""
-        tree = ["find", f"{volume.group}/acls", volume.group, *_ALL]
-        if not volume.dead() or self._errands.run(volume.group, tree, _PATIENCE):
-            with contextlib.suppress(OSError):  # it is not there, or another hand's errand is at work
-                os.rmdir(volume.target)
-                self._trace("target deleted")
+        """Delete the target with its dead group. While a half-made login is there it stays, which nobody waits for.
+
+        The target is the errand's last step: when the peer has gone nothing is left of it without another look.
+        """
+        if not os.path.isdir(volume.target) or (os.path.isdir(volume.group) and not volume.dead()):
+            return
+        steps = [("delete", f"{volume.group}/acls"), ("delete", volume.group), ("rmdir", volume.target)]
+        self._errands.run(volume.group, steps, _PATIENCE)
+        if not os.path.isdir(volume.target):
+            self._trace("target deleted")
 
     def _settle(self, volume: Volume, paths: list[str]) -> bool:
-        """Delete ACLs or portals of a group that lives; whether they are gone."""
+        """Delete ACLs that were revoked, or portals, of a group that lives; whether they are gone.
+
+        The errand may wait long, and another hand may admit an initiator anew as soon as it can list the ACLs: one
+        that has its LUN back is not deleted, for the kernel deletes none with a LUN.
+        """
         os.mkdir(volume.mark)
-        self._errands.run(volume.group, ["find", *paths, *_ALL], _PATIENCE)
+        self._errands.run(volume.group, [("rmdir", path) for path in paths], _PATIENCE)
         return not self._unsettled(volume) and not any(map(os.path.isdir, paths))
 
     def _require_settled(self, volume: Volume) -> None:
@@ -231,7 +241,8 @@ class LioTarget:
         """What is in the way of those who would list the ACLs and portals."""
         if not volume.settling():
             return []
-        if self._errands.run(volume.group, ["ls", f"{volume.group}/acls", f"{volume.group}/np"], _PATIENCE):
+        look = [("list", f"{volume.group}/acls"), ("list", f"{volume.group}/np")]
+        if self._errands.run(volume.group, look, _PATIENCE):
             os.rmdir(volume.mark)
             return []
         return sessions_of(volume) or [_somebody(volume)]

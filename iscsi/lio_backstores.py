@@ -1,4 +1,4 @@
-"""Backstores: what LIO calls storage objects, over a block device or over a loop device on a file.
+"""Backstores: what LIO calls storage objects, over a block device, or over a loop device on a file or on what is read.
 
 What rtslib-fb 2.2 and LIO do, and what follows:
 
@@ -8,6 +8,9 @@ What rtslib-fb 2.2 and LIO do, and what follows:
   serial. The next machine would find the volume reserved by the last one: reservations end with the attachment.
 - iblock ignores FUA where the device has none, but tells initiators that it is honoured, unless emulate_fua_write is
   off; then they flush instead. A loop device has none.
+- LIO keeps a reader from writing by the direction that the initiator says its command's data has. WRITE SAME with UNMAP
+  as a command that reads, or has no data, gets through, also to a read-only backstore: iblock discards all the same. So
+  what is exported read-only lies behind a read-only loop device, also if it is a device; nothing gets through that.
 - emulate_3pc would let an initiator have blocks copied between LUNs inside the target.
 """
 
@@ -48,16 +51,24 @@ def identity(volume: Volume) -> tuple[str, str, str, str]:
 
 
 def serves(backstore: Backstore, path: Path) -> bool:
-    """Whether the backstore's device is `path`, or a loop device over it."""
+    """Whether the backstore's device is `path`, or a loop device over it; the latter it is if it is read-only."""
     if backstore.device is None:
         return False
     with contextlib.suppress(OSError):
         wanted = path.stat()
-        if stat.S_ISBLK(wanted.st_mode):
+        status = loop.status(backstore.node) if _is_loop(backstore) else None
+        if stat.S_ISBLK(wanted.st_mode) and not backstore.read_only:
             return wanted.st_rdev == backstore.device
-        status = loop.status(backstore.node) if backstore.node.name.startswith("loop") else None
-        return status is not None and (status.device, status.inode) == (wanted.st_dev, wanted.st_ino)
+        if status is None or status.read_only != backstore.read_only:
+            return False
+        if stat.S_ISBLK(wanted.st_mode):
+            return wanted.st_rdev == status.block
+        return (status.device, status.inode) == (wanted.st_dev, wanted.st_ino)
     return False
+
+
+def _is_loop(backstore: Backstore) -> bool:
+    return backstore.node.name.startswith("loop")
 
 
 class BackstoreLayer:
@@ -83,7 +94,7 @@ class BackstoreLayer:
         """Let initiators see the size of the backing. A block device tells it by itself, a loop device when asked."""
         if found.size == size:
             return
-        if found.node.name.startswith("loop"):
+        if _is_loop(found):
             loop.grow(found.node)
             self._trace("grown")
         if found.size != size:
@@ -129,7 +140,7 @@ def _taken(slot: int) -> bool:
 
 @contextlib.contextmanager
 def _device(export: Export) -> Iterator[Path]:
-    if export.path.is_block_device():
+    if export.path.is_block_device() and not export.read_only:
         yield export.path
     else:
         with loop.attached(export.path, read_only=export.read_only) as device:

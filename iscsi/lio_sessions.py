@@ -62,5 +62,5 @@ def end_sessions(acl_path: str, errands: Errands) -> None:
     writes. Unlike deleting the ACL it leaves the directories unlocked meanwhile; only other changes to the volume's
     portal group wait.
     """
-    depth = f"{acl_path}/cmdsn_depth"
-    errands.run(acl_path, ["tee", depth], _PATIENCE, _DEPTHS[read(depth) == _DEPTHS[0]])
+    depth = _DEPTHS[read(f"{acl_path}/cmdsn_depth") == _DEPTHS[0]]
+    errands.run(acl_path, [("write", acl_path, "cmdsn_depth", depth)], _PATIENCE)

@@ -65,12 +65,13 @@ def test_every_command_is_in_the_readme() -> None:
 
 
 #: Who makes a problem, and which of its arguments is the code.
-_MAKERS = {"Problem": 1, "conflict": 0, "forbidden": 0, "_unauthorized": 0, "hold_for_copy": 2}
+_MAKERS = {"Problem": 1, "conflict": 0, "forbidden": 0, "_unauthorized": 0, "hold_for_copy": 2, "Refusal": 0}
 
 
 def _codes() -> set[str]:
-    """What app/ answers with: the codes of its problems, and of its tables called CODES."""
-    trees = [ast.parse(path.read_text()) for path in sorted((ROOT / "app").rglob("*.py"))]
+    """What app/ answers with: the codes of its problems, of its tables called CODES, and of the refusals of images."""
+    sources = [*sorted((ROOT / "app").rglob("*.py")), ROOT / "imagecache" / "errors.py"]
+    trees = [ast.parse(path.read_text()) for path in sources]
     found: set[str] = set()
     for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, ast.Call):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from app.models import Operation
-from app.steps import attachments, from_image, images, site, snapshots, volumes
+from app.steps import attachments, from_image, images, site, snapshots, uploads, volumes
 from app.steps.job import Again, Job, Settle
 
 Failed = Callable[[Session, Operation, Exception], None]
@@ -44,6 +44,7 @@ HANDLERS: dict[str, Handler] = {
     "volume.from-image": Handler(from_image.from_image, from_image.from_image_failed, volumes.remove_copy),
     "image.fetch": Handler(images.fetch, images.fetch_failed),
     "image.from-volume": Handler(images.from_volume, images.from_volume_failed, images.remove_clone),
+    "image.commit": Handler(uploads.commit, uploads.commit_failed),
     "image.join": Handler(images.join, images.join_failed),
     "image.judge": Handler(images.judge, images.judge_failed),
     "image.scrub": Handler(images.scrub, images.scrub_failed),

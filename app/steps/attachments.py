@@ -105,7 +105,7 @@ def drain(outside: Outside, attachment: Attachment, others: Collection[Login]) -
 
 
 def _waiting_for(left: list[TargetSession]) -> str:
-    names = ", ".join(f"{session.initiator} ({session.address})" for session in left)
+    names = ", ".join(f"{session.initiator} ({session.address or 'address not known'})" for session in left)
     return f"waiting for the last writes of {names}"
 
 

@@ -161,10 +161,12 @@ def _download(job: Job, image: Image, resolution: Resolution, passed: Entry | No
     accepted: list[Entry] = [] if passed is None else [passed]
 
     def accept(fetched: Fetched) -> Entry | None:
-        """Nobody was known to say anything about it: now that its digests are known, somebody may."""
+        """Nobody was known to say anything about it: now that its digests are known, somebody may. What was known
+        already is judged again by all its digests, and kept as it was said."""
         known = library.resolver.by_digest(resolution, fetched, job.check)
-        accepted[:] = [passing(library, known.entries, safe(resolution.reference))]
-        return accepted[0]
+        found = passing(library, known.entries, safe(resolution.reference))
+        accepted[:] = accepted or [found]
+        return found
 
     wanted = _wanted(job, resolution, passed)
     format = passed.format if passed else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from app.library import Library
@@ -59,7 +59,10 @@ def still_passes(library: Library, image: Image) -> None:
     """A cached image is judged anew whenever it is used: a list may have changed, an entry may have expired. What was
     made here (of an upload, a volume, a snapshot) is its owner's own affair. Raises Refused."""
     if image.facts is not None and "source" in image.facts:
-        passing(library, [entry_of(image.facts)], f"image {image.id}")
+        told = entry_of(image.facts)
+        known = replace(told, checksums={**(image.source_digests or {}), **told.checksums})
+        for entry in (told, known):  # as it was said, and by every digest that it has
+            passing(library, [entry], f"image {image.id}")
 
 
 def report(reference: str, judgement: Judgement) -> dict[str, Any]:

@@ -18,6 +18,7 @@ NOWHERE = "01890000-0000-7000-8000-000000000000"
 BACKGROUND = {
     "workers": None,
     "pools": {"free", "allocated", "alarm", "updated_at", "size", "low_space"},
+    "image_caches": {"free", "allocated", "alarm", "updated_at", "size"},
     "events": {"sequence", "previous", "hash"},
 }
 

@@ -35,7 +35,7 @@ def _size(device: Path) -> int:
 def test_a_device_is_the_file_and_is_gone_after_the_block(file: Path) -> None:
     with loop.attached(file) as device:
         status = loop.status(device)
-        assert status == (file.stat().st_dev, file.stat().st_ino, False, True)
+        assert status == (file.stat().st_dev, file.stat().st_ino, 0, False, True)
         with device.open("r+b") as opened:
             opened.write(b"\7" * 4096)
             os.fsync(opened.fileno())

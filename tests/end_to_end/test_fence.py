@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def test_an_old_secret_is_never_valid_again(service: RunningService) -> None:
 def test_an_initiator_that_is_not_named_is_refused(service: RunningService) -> None:
     _, one = service.attached(ONE)
     one.initiator = TWO
-    assert "(515)" in (one.login_error() or "")
+    assert (one.login_error() or "")[-5:] in ("(515)", "(514)")  # tgt's answer, LIO's
 
 
 def test_a_reader_cannot_write(service: RunningService) -> None:
@@ -102,8 +103,9 @@ def test_a_reader_cannot_write(service: RunningService) -> None:
     reader.read(0, MIB, 0x21)
     with pytest.raises(InitiatorError):
         reader.write(0, 0x22, 4096)
-    with reader.bare() as session, pytest.raises(InitiatorError, match="status 2"):
-        session.command(b"\x42" + bytes(6) + b"\0\x18", 0)  # UNMAP
+    for command in (b"\x42" + bytes(6) + b"\0\x18", b"\x41\x08\0\0\0\0\0\x08\0\0"):  # UNMAP; WRITE SAME with UNMAP
+        with reader.bare() as session, contextlib.suppress(InitiatorError):  # LIO may say that it has done it
+            session.command(command, 0)
     reader.read(0, MIB, 0x21)
 
 

@@ -16,15 +16,15 @@ TWO_SESSIONS = {"STRATUS_ATTACHMENTS__MAX_SESSIONS": "2"}
 IDENTITY = (0x80, 0x83)  # VPD pages: unit serial number, device identification
 
 
-def kill_all_but_tgtd(service: RunningService) -> None:
+def kill_all_but_the_target(service: RunningService) -> None:
     """The worker is stopped first: it must not see its supervisor go and end in order."""
     assert service.process is not None
-    worker, tgtd = service.worker_pid(), service.tgtd_pid()
+    worker, serving = service.worker_pid(), service.serving()
     service.kill(worker, signal.SIGSTOP)
     service.process.kill()
     service.process.wait()
     service.kill(worker)
-    wait_until(lambda: service.pids() == [tgtd], 60, "the end of all but tgtd")
+    wait_until(lambda: service.pids() == serving, 60, "the end of all but the target")
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +53,15 @@ def test_a_writer_survives_the_death_of_tgtd(survivor: RunningService) -> None:
 def test_a_writer_survives_the_death_of_the_worker(survivor: RunningService) -> None:
     service = survivor
     attachment, one = service.attached(ONE)
-    tgtd, before = service.tgtd_pid(), service.worker_pid()
-    with Writer(one) as writer, one.bare() as session:
+    serving, before = service.serving(), service.worker_pid()
+    with Writer(one) as writer, one.bare() as bare, bare.attended() as session:
         service.kill(before)
         wait_until(lambda: service.worker_pid() != before, 60, "another worker")
         wait_until(service.is_ready, 60, "the service")
         assert session.command(b"\x00", 0) == b""
         writer.wait_rounds(5)
         assert writer.stop() == []
-    assert service.tgtd_pid() == tgtd
+    assert service.serving() == serving
     assert lost(service.backing(attachment["volume_id"]), writer.expected) == []
     service.admin.detach(attachment["id"])
 
@@ -83,22 +83,22 @@ def test_a_writer_survives_the_death_of_everything(serve: Serve) -> None:
     assert service.command("stratus-storage", "verify-events").returncode == 0
 
 
-@pytest.mark.parametrize("victims", ["supervisor", "all but tgtd"])
+@pytest.mark.parametrize("victims", ["supervisor", "all but the target"])
 def test_a_target_that_outlives_the_service_is_adopted(serve: Serve, victims: str) -> None:
     service = serve(**TWO_SESSIONS)
     attachment, one = service.attached(ONE)
-    tgtd = service.tgtd_pid()
-    with Writer(one) as writer, one.bare() as session:
+    serving = service.serving()
+    with Writer(one) as writer, one.bare() as bare, bare.attended() as session:
         if victims == "supervisor":
             assert service.process is not None
             service.process.kill()
             service.process.wait()
-            wait_until(lambda: service.pids() == [tgtd], 60, "the end of worker and API after their supervisor's")
+            wait_until(lambda: service.pids() == serving, 60, "the end of worker and API after their supervisor's")
         else:
-            kill_all_but_tgtd(service)
+            kill_all_but_the_target(service)
         writer.wait_rounds(20)
         service.start()
-        assert service.tgtd_pid() == tgtd
+        assert service.serving() == serving
         assert session.command(b"\x00", 0) == b""
         assert writer.stop() == []
     assert lost(service.backing(attachment["volume_id"]), writer.expected) == []

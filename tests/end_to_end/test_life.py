@@ -108,13 +108,13 @@ def test_a_restart_brings_volumes_attachments_and_targets_back(serve: Serve) -> 
 def test_keep_target_restarts_the_service_without_an_outage(serve: Serve) -> None:
     service = serve(arguments=("--keep-target",), STRATUS_ATTACHMENTS__MAX_SESSIONS="2")
     attachment, one = service.attached(ONE)
-    tgtd = service.tgtd_pid()
-    with Writer(one) as writer, one.bare() as session:
+    serving = service.serving()
+    with Writer(one) as writer, one.bare() as bare, bare.attended() as session:
         assert service.stop() == 0
-        assert service.pids() == [tgtd]
+        assert service.pids() == serving
         writer.wait_rounds(20)  # while nothing but the target runs
         service.start()
-        assert service.tgtd_pid() == tgtd
+        assert service.serving() == serving
         assert session.command(b"\x00", 0) == b""  # the very session: it was never asked to reconnect
         assert writer.stop() == []
     assert lost(service.backing(attachment["volume_id"]), writer.expected) == []
@@ -126,12 +126,12 @@ def test_who_was_served_under_an_earlier_prefix_is_served_no_more(serve: Serve) 
     """A target that was kept, and is then nobody's: no fence would reach the sessions it has."""
     service = serve(arguments=("--keep-target",))
     attachment, one = service.attached(ONE)
-    tgtd = service.tgtd_pid()
+    served = service.serving()
     with one.bare() as session:
         assert service.stop() == 0
         service.environment["STRATUS_ISCSI__IQN_PREFIX"] = "iqn.2026-11.org.example.renamed"
         service.start()
-        assert service.tgtd_pid() != tgtd
+        assert not set(served) & set(service.serving())
         with pytest.raises((OSError, InitiatorError)):
             session.command(b"\x00", 0)
     renamed = initiator_of(

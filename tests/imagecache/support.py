@@ -9,10 +9,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid5
 
 from imagecache.cache import Cache, no_progress
+from imagecache.fetch import Wanted
 from imagecache.inspect import ImageLimits
+from imagecache.sandbox import Sandbox
+from imagecache.store import Store
+from imagecache.web import Web
 
 MIB = 1 << 20
 LIMITS = ImageLimits(max_size=1 << 30, max_source_size=1 << 30)
@@ -58,12 +63,30 @@ def commit(cache: Cache, data: bytes, key: UUID = KEY) -> str:
         return cache.commit(stage, stage.path / "image")
 
 
+def store(cache: Cache, limits: ImageLimits = LIMITS) -> Store:
+    """One that fetches from loopback too."""
+    return Store(cache, Web(allow_networks=["127.0.0.0/8"]), Sandbox(), limits)
+
+
+def wanted(*urls: str, **facts: Any) -> Wanted:
+    return Wanted(urls, **{"checksums": {}, "size": None, "compression": None, "max_size": 1 << 30} | facts)
+
+
+def _add(cache: Cache, url: str) -> None:
+    """With two steps more: in the middle of the fetch, and of the flattening."""
+
+    def progress(done: int, total: int) -> None:
+        if total:
+            cache.trace("flattening" if 2 * done > total else "fetching" if 5 * done > total else "beginning")
+
+    store(cache).add(KEY, wanted(url), None, progress)
+
+
 Act = Callable[[Cache, str], object]
 ACTS: dict[str, Act] = {
     "commit": lambda cache, argument: commit(cache, argument.encode()),
     "evict": lambda cache, argument: cache.evict(argument),
-    "set_aside": lambda cache, argument: cache.set_aside(argument),
-    "activate": lambda cache, argument: None,
+    "add": _add,
 }
 
 

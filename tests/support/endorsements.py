@@ -48,12 +48,16 @@ class Endorser:
 
 
 class Authority:
-    """A CA. Keys are made once for a process: they take long."""
+    """A CA: a root, or below another. Keys are made once for a process: they take long."""
 
-    def __init__(self, name: str = "Test CA") -> None:
+    def __init__(
+        self, name: str = "Test CA", above: Authority | None = None, *, is_ca: bool = True, may_sign: bool | None = None
+    ) -> None:
         self.key = _key(name)
-        self.certificate = _certificate(name, self.key, name, self.key, is_ca=True)
+        issuer = above or self
         self.name = name
+        self.certificate = _certificate(name, self.key, issuer.name, issuer.key, is_ca=is_ca, may_sign=may_sign)
+        self.chain: tuple[x509.Certificate, ...] = (self.certificate, *above.chain) if above else ()
 
     def write(self, path: Path) -> Path:
         path.write_bytes(self.certificate.public_bytes(Encoding.PEM))
@@ -66,12 +70,13 @@ class Authority:
         name: str = "Jane Tester",
         in_certificate: bool = True,
         days: tuple[int, int] = (-1, 30),
-        is_ca: bool = False,
+        may_sign: bool | None = None,
     ) -> Endorser:
-        """An endorser whose certificate is valid from and to `days` from now."""
+        """An endorser whose certificate is valid from and to `days` from now, and says what it may be used for."""
         key = _key(name)
-        certificate = _certificate(name, key, self.name, self.key, email if in_certificate else None, days, is_ca)
-        return Endorser(email, key, certificate, (certificate,))
+        address = email if in_certificate else None
+        certificate = _certificate(name, key, self.name, self.key, address, days, may_sign=may_sign)
+        return Endorser(email, key, certificate, (certificate, *self.chain))
 
 
 @cache
@@ -96,6 +101,7 @@ def _certificate(
     email: str | None = None,
     days: tuple[int, int] = (-3650, 3650),
     is_ca: bool = False,
+    may_sign: bool | None = None,
 ) -> x509.Certificate:
     builder = (
         x509.CertificateBuilder()
@@ -109,7 +115,24 @@ def _certificate(
     )
     if email is not None:
         builder = builder.add_extension(x509.SubjectAlternativeName([x509.RFC822Name(email)]), critical=False)
+    if may_sign is not None:
+        builder = builder.add_extension(_usage(may_sign, is_ca), critical=True)
     return builder.sign(issuer_key, hashes.SHA256())
+
+
+def _usage(may_sign: bool, is_ca: bool) -> x509.KeyUsage:
+    """For signatures (of certificates, if it is a CA), or for keys only."""
+    return x509.KeyUsage(
+        digital_signature=may_sign,
+        key_cert_sign=may_sign and is_ca,
+        key_encipherment=True,
+        content_commitment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        crl_sign=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
 
 
 def entry(

@@ -223,15 +223,17 @@ class Writer:
         self.process.stdin.writelines(f"aio_write -P {pattern} {offset} {self.BLOCK}\n" for offset in offsets)
         self.process.stdin.write("aio_flush\n")
         self.process.stdin.flush()
-        answered = 0
-        while answered < self._depth:
+        failed = answered = 0
+        while answered + failed < self._depth:
             line = self.process.stdout.readline()
             if not line:
                 raise EOFError("end of output")
             if _FAILURE.search(line):
                 self.errors.append(line.strip())
-                answered += 1
+                failed += 1
             answered += "wrote " in line
+        if failed:
+            raise EOFError(f"{failed} of {self._depth} writes failed")  # which of them, qemu-io does not tell
         self.expected |= dict.fromkeys(offsets, pattern)
         with self._round:
             self.rounds += 1
@@ -249,6 +251,7 @@ class Bare:
 
     def __init__(self, who: Initiator, source: str = "", alias: str = "") -> None:
         self._who, self._alias, self._sequence, self._status = who, alias, 1, 0
+        self._one_at_a_time = threading.Lock()
         host, _, port = who.portal.rpartition(":")
         self._isid = b"\x80" + os.urandom(3) + b"\0\0"
         self._socket = socket.create_connection((host.strip("[]"), int(port)), 30, (source, 0) if source else None)
@@ -261,6 +264,24 @@ class Bare:
 
     def close(self) -> None:
         self._socket.close()
+
+    @contextlib.contextmanager
+    def attended(self) -> Iterator[Bare]:
+        """A session that is used now and then: LIO ends one whose initiator does not answer its pings for 45 s."""
+        leaving = threading.Event()
+
+        def attend() -> None:
+            with contextlib.suppress(InitiatorError, OSError):  # the next command will tell
+                while not leaving.wait(1):
+                    self.command(bytes(6), 0)
+
+        thread = threading.Thread(target=attend, daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            leaving.set()
+            thread.join(60)
 
     def authenticate(self) -> None:
         """The security stage: names, CHAP. The target has checked the ACL and the account when it returns."""
@@ -278,15 +299,22 @@ class Bare:
         """The last step of the login: now it is a session. LIO wants each of its keys answered, tgt none."""
         self._login(0x87, _OPERATIONAL)
 
-    def command(self, cdb: bytes, length: int) -> bytes:
-        """Send a command that reads at most `length` bytes; returns the data. Repeats after UNIT ATTENTION."""
+    def command(self, cdb: bytes, length: int, flags: int = 0xC1, sent: bytes = b"") -> bytes:
+        """Send a command that reads at most `length` bytes; returns the data. Repeats after UNIT ATTENTION.
+
+        `flags` say otherwise, truly or not; `sent` is data that goes with the command itself.
+        """
+        with self._one_at_a_time:
+            return self._command(cdb, length, flags, sent)
+
+    def _command(self, cdb: bytes, length: int, flags: int, sent: bytes) -> bytes:
         for _ in range(3):
-            self._send(0x01, 0xC1, struct.pack(">Q", self._who.lun << 48), length, cdb.ljust(16, b"\0"))
+            self._send(0x01, flags, struct.pack(">Q", self._who.lun << 48), length, cdb.ljust(16, b"\0"), sent)
             data = b""
-            opcode, flags, status, payload = self._receive()
-            while opcode == 0x25 and not flags & 1:
+            opcode, answered, status, payload = self._receive()
+            while opcode == 0x25 and not answered & 1:
                 data += payload
-                opcode, flags, status, payload = self._receive()
+                opcode, answered, status, payload = self._receive()
             data += payload if opcode == 0x25 else b""
             if status == 0:
                 return data
@@ -302,10 +330,10 @@ class Bare:
             raise InitiatorError(f"login refused ({answer[36] * 256 + answer[37]})")
         return dict(pair.split("=", 1) for pair in payload.decode().split("\0") if pair)
 
-    def _send(self, opcode: int, flags: int, lun: bytes, length: int, cdb: bytes) -> None:
-        header = struct.pack(">BBHI8sIIII", opcode, flags, 0, 0, lun, self._sequence, length, self._sequence,
+    def _send(self, opcode: int, flags: int, lun: bytes, length: int, cdb: bytes, sent: bytes) -> None:
+        header = struct.pack(">BBHI8sIIII", opcode, flags, 0, len(sent), lun, self._sequence, length, self._sequence,
                              self._status)  # fmt: skip
-        self._socket.sendall(header + cdb)
+        self._socket.sendall(header + cdb + sent + bytes(-len(sent) % 4))
         self._sequence += 1
 
     def _receive(self) -> tuple[int, int, int, bytes]:

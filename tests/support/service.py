@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,8 @@ from app.cli import main as stratus_storage
 from tests.support.initiator import Initiator
 
 BIN = Path(sys.executable).parent
+#: Settings of all services that are made from now on; the tests in the test kernel have theirs on LIO by it.
+EVERYWHERE: dict[str, str] = {}
 
 
 def free_port() -> int:
@@ -140,6 +143,9 @@ class RunningService:
             "STRATUS_ATTACHMENTS__DIRECT": "true",
             "STRATUS_WORKER__LEASE": "3",
             "STRATUS_SERVER__PROCESSES": "2",
+            # A kernel has one LIO, and two services in it need different prefixes.
+            "STRATUS_ISCSI__IQN_PREFIX": f"iqn.2026-11.org.example.service-{zlib.crc32(str(home).encode()):08x}",
+            **EVERYWHERE,
             **(environment or {}),
         }
         self.arguments = arguments
@@ -184,6 +190,10 @@ class RunningService:
 
     def worker_pid(self) -> int:
         return wait_until(lambda: next(iter(self.pids("app.cli worker")), None), what="the worker")  # type: ignore[no-any-return]
+
+    def serving(self) -> list[int]:
+        """Who serves, and goes on when all others end: tgtd, and for LIO no process at all."""
+        return [] if self.environment.get("STRATUS_ISCSI__TARGET") == "lio" else [self.tgtd_pid()]
 
     def tgtd_pid(self) -> int:
         return wait_until(lambda: next(iter(self.pids("tgtd -f")), None), what="tgtd")  # type: ignore[no-any-return]

@@ -1,0 +1,7 @@
+"""tests/end_to_end/test_life.py on LIO, all of it."""
+
+from __future__ import annotations
+
+from tests.end_to_end.conftest import serve as serve
+from tests.end_to_end.test_life import *  # noqa: F403
+from tests.lio.inside.lio_service import on_lio as on_lio
