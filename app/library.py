@@ -9,7 +9,6 @@ from typing import Any
 from app.config import Settings
 from imagecache import policy_cfg
 from imagecache.cache import Cache
-from imagecache.checksum_files import Keys
 from imagecache.inspect import ImageLimits
 from imagecache.policy import Policy
 from imagecache.resolve import Resolver, Sources
@@ -47,11 +46,11 @@ def _sources(settings: Settings) -> Sources:
     trust = Trust(tuple(configured.trusted_cas), tuple(configured.sha1_endorsers)) if configured.trusted_cas else None
     if trust is not None:
         _ = trust.certificates  # read now: a file that is missing shows at the start, and not as a refused image
-    keys = Keys(configured.keyring, tuple(configured.fingerprints)) if configured.keyring else None
     return Sources(
         marketplaces=tuple(configured.marketplaces),
         trust=trust,
-        keys=keys,
+        keyring=configured.keyring,
+        fingerprints=tuple(configured.fingerprints),
         require_signed_checksums=configured.require_signed_checksums,
         checksum_files=configured.checksum_files,
     )

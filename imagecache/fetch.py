@@ -54,8 +54,11 @@ class Wanted:
 
     @property
     def algorithms(self) -> tuple[str, ...]:
-        """All, when the digest is to be looked up; otherwise what decides, and SHA-256 to know it by."""
-        return ALGORITHMS if self.strongest is None else tuple({self.strongest, "sha256"})
+        """All, when the digest is to be looked up; otherwise what was said, of which nothing may be wrong (a list of
+        what is allowed may name any), and SHA-256 to know it by."""
+        if self.strongest is None:
+            return ALGORITHMS
+        return tuple(name for name in ALGORITHMS if name in self.checksums or name == "sha256")
 
 
 def fetch(
