@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TypeVar
 from uuid import UUID
 
-from rtslib_fb import RTSLibError  # type: ignore[import-untyped]
+from rtslib_fb import RTSLibError, RTSLibNotInCFSError  # type: ignore[import-untyped]
 
 from iscsi import lio_configfs as configfs
 from iscsi import names
@@ -120,11 +120,9 @@ class LioTarget:
         volume = self._volume(export.volume_id)
         try:
             self._ensure_layers(export)
-        except (FileNotFoundError, RTSLibError) as error:
-            if isinstance(error, FileNotFoundError) or not os.path.isdir(volume.group):
-                # What another hand's errand was at has gone between our look and our step.
-                raise TargetBusy(volume.id, [_somebody(volume)]) from error
-            raise
+        except (FileNotFoundError, RTSLibNotInCFSError) as error:
+            # What another hand's errand was at has gone between our look and our step.
+            raise TargetBusy(volume.id, [_somebody(volume)]) from error
 
     def _ensure_layers(self, export: Export) -> None:
         volume = self._room(export)

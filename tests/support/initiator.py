@@ -267,7 +267,7 @@ class Bare:
 
     @contextlib.contextmanager
     def attended(self) -> Iterator[Bare]:
-        """A session that is used now and then: LIO ends one whose initiator does not answer its pings for 45 s."""
+        """A session that is used now and then: LIO pings it every 15 s, and ends it when it has no answer for 30 s."""
         leaving = threading.Event()
 
         def attend() -> None:
@@ -326,6 +326,7 @@ class Bare:
                              self._isid, 0, 1, 0, 0, 1, self._status).ljust(48, b"\0")  # fmt: skip
         self._socket.sendall(header + text + bytes(-len(text) % 4))
         answer, payload = self._pdu()
+        self._status = struct.unpack_from(">I", answer, 24)[0] + 1
         if answer[36] or answer[1] & 0x80 != flags & 0x80:
             raise InitiatorError(f"login refused ({answer[36] * 256 + answer[37]})")
         return dict(pair.split("=", 1) for pair in payload.decode().split("\0") if pair)
@@ -339,14 +340,23 @@ class Bare:
     def _receive(self) -> tuple[int, int, int, bytes]:
         header, payload = self._pdu()
         while header[0] & 0x3F == 0x20:  # a ping of the target
+            self._answer(header)
             header, payload = self._pdu()
+        self._status = struct.unpack_from(">I", header, 24)[0] + 1
         return header[0] & 0x3F, header[1], header[3], payload
+
+    def _answer(self, ping: bytes) -> None:
+        """NOP-Out for NOP-In, if it wants one (RFC 7143 §11.19)."""
+        if ping[20:24] != b"\xff" * 4:
+            numbers = struct.pack(">II", self._sequence, self._status)
+            self._socket.sendall(
+                (b"\x40\x80" + bytes(6) + ping[8:16] + b"\xff" * 4 + ping[20:24] + numbers).ljust(48, b"\0")
+            )
 
     def _pdu(self) -> tuple[bytes, bytes]:
         header = self._exactly(48)
         size = int.from_bytes(header[5:8], "big")
         payload = self._exactly(size + -size % 4)[:size]
-        self._status = struct.unpack_from(">I", header, 24)[0] + 1
         return header, payload
 
     def _exactly(self, size: int) -> bytes:

@@ -13,10 +13,10 @@ import rtslib_fb as rtslib
 
 from iscsi import lio_configfs, names
 from iscsi.lio_backstores import storage_object
-from iscsi.target import Export
+from iscsi.target import Export, TargetBusy
 from pools.lvm import LvmPool
 from tests.lio.inside.lio_house import MIB, PREFIX, House
-from tests.support.initiator import InitiatorError
+from tests.support.initiator import InitiatorError, wait_until
 
 SIZE = 4 * MIB
 BLOCKS = 2048
@@ -88,6 +88,13 @@ def test_the_same_commands_of_a_writer_do(house: House, backing: Path) -> None:
         _fill(backing)
 
 
+def _made_anew(house: House, export: Export) -> bool:
+    with contextlib.suppress(TargetBusy):  # what there was is being deleted, which takes long in a slow kernel
+        house.target.ensure_export(export)
+        return True
+    return False
+
+
 def _send(house: House, export: Export, name: str, direction: str) -> None:
     """On a connection of its own, which LIO may close."""
     cdb, length = COMMANDS[name]
@@ -139,6 +146,6 @@ def test_a_read_only_export_that_a_reader_could_wipe_is_not_whole(house: House, 
     os.symlink(found, link)
     (state,) = house.target.inventory()
     assert (state.read_only, state.path, state.complete) == (True, None, False)
-    house.target.ensure_export(export)
+    wait_until(lambda: _made_anew(house, export), 60)
     _send(house, export, "WRITE SAME (16) with UNMAP", "reads")
     assert _is_untouched(house, export)
