@@ -15,7 +15,7 @@ import pytest
 from tests.support.service import BIN, Api, RunningService, running
 
 HERE = Path(__file__).parent
-OPERATIONS = 47
+OPERATIONS = 59
 SEED = 20261122
 
 
