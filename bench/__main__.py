@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from bench import clone, cycles, images, inside_kernel, results, scale
+from bench import clone, cycles, images, inside_kernel, results, scale, starts
 from bench.report import Table, machine
 
 BENCHMARKS: dict[str, Callable[..., list[Table]]] = {
@@ -19,6 +19,7 @@ BENCHMARKS: dict[str, Callable[..., list[Table]]] = {
     "scale": scale.run,
     "clone": clone.run,
     "images": images.run,
+    "starts": starts.run,
     **{name: partial(inside_kernel.bring, name) for name in inside_kernel.NAMES},
 }
 

@@ -104,7 +104,7 @@ class Service:
         listen = ["--listen", f"127.0.0.1:{self.port}", "--portal", f"127.0.0.1:{self._portal_port}"]
         return [sys.executable, "-m", "app.cli", "serve", "--home", str(self.home), *listen]
 
-    def wait_ready(self, process: subprocess.Popen[bytes], timeout: float = 60) -> None:
+    def wait_ready(self, process: subprocess.Popen[bytes], timeout: float = 180) -> None:
         deadline = time.monotonic() + timeout
         while not self._is_ready():
             if process.poll() is not None or time.monotonic() > deadline:

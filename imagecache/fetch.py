@@ -146,6 +146,7 @@ class _Job:
             compression=self._wanted.compression,
             limit=self._wanted.max_size,
             look=self._look,
+            durable=self._durable,
         ) as pipeline:
             try:
                 download(
@@ -157,7 +158,7 @@ class _Job:
                 )
             except Interrupted as error:
                 raise Unreachable(f"{error}; given up after {self._attempts} attempts that brought nothing") from error
-            return verified(self._wanted, location, pipeline.finish(self._durable))
+            return verified(self._wanted, location, pipeline.finish())
 
     def _look(self) -> None:
         self._progress(*self._told)

@@ -169,7 +169,9 @@ class Sandbox:
         owns the device's own node is udev's business, and a node of ours can be for reading only."""
         if os.geteuid() != 0 or not any(path.is_block_device() for path in (*read.values(), *write.values())):
             return read, write, None
-        home = Path(tempfile.mkdtemp(prefix="stratus-sandbox-", dir="/dev"))  # elsewhere nodes may not work: nodev
+        home = Path(
+            tempfile.mkdtemp(prefix=f"stratus-sandbox-{os.getpid()}-", dir="/dev")
+        )  # elsewhere nodes may not work: nodev
 
         def own(path: Path, mode: int) -> Path:
             if not path.is_block_device():

@@ -21,11 +21,12 @@ from imagecache.cache import Cache, full_disks_told
 from imagecache.decompress import recognised
 from imagecache.entries import Entry, Fetched, Stored
 from imagecache.errors import CacheFull, TargetFull, WrongSize
+from imagecache.fanout import Digests
 from imagecache.fetch import Wanted, fetch, verified
 from imagecache.inspect import ImageLimits, Inspection, flatten, inspect
 from imagecache.sandbox import Sandbox
 from imagecache.staging import Stage
-from imagecache.streams import Arrived, Digests, Pipeline
+from imagecache.streams import Arrived, Pipeline
 from imagecache.web import Web
 
 _CHUNK = 1 << 20
@@ -154,13 +155,13 @@ class Store:
 
         with Pipeline(
             target, self._sandbox, algorithms=wanted.algorithms, compression=wanted.compression,
-            limit=wanted.max_size, look=look,
+            limit=wanted.max_size, look=look, durable=False,
         ) as pipeline:  # fmt: skip
             while size := os.readv(source, [pipeline.buffer()]):
                 pipeline.push(size)
                 told += size
                 look()
-            return pipeline.finish(durable=False)
+            return pipeline.finish()
 
     def _watched(self, progress: Progress) -> Progress:
         """Others live on the same file system: an image ends when it would take what is reserved for them."""

@@ -11,192 +11,34 @@ Each arrow into a digest, a file or a pipe is a thread: hashlib and the kernel l
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import importlib.util
 import os
-import queue
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self, TypeVar
 
-from blockdev.transfer import BUFFER, TICK
+from blockdev.transfer import BUFFER
 from imagecache import decompress
 from imagecache.errors import BadCompression, ImageError, SandboxFailed, TooLarge, Truncated
+from imagecache.fanout import Digests, Fanout, Look, SparseFile, joined
 from imagecache.sandbox import Limits, Process, Sandbox
 
-DEPTH = 8
-"""Buffers under way at most, in each Fanout."""
 STALL = 120.0
 """Seconds in which a decompressor must take or give something while we wait for it."""
 CPU = 60
 SLOWEST = 8 << 20
 """A decompressor may use CPU seconds, and another for each SLOWEST bytes that it may give."""
 SOURCE = Path(decompress.__file__).read_text(encoding="utf-8")
-_BLOCK = 64 << 10
-_ZEROS = bytes(_BLOCK)
 _PACKAGES = "/packages"
 
-Look = Callable[[], object]
-"""Called every TICK seconds while something is waited for; what it raises ends the waiting."""
-Consumer = Callable[[memoryview], object]
 T = TypeVar("T")
-
-
-@dataclass
-class _Filled:
-    whole: memoryview
-    size: int
-    left: int
-
-
-class Fanout:
-    """Gives each buffer to all consumers, each in a thread of its own, in order.
-
-    Nobody is more than DEPTH buffers ahead of the slowest. What a consumer raises comes to who asks for the next
-    buffer, or finishes; after it no consumer is called any more.
-    """
-
-    def __init__(self) -> None:
-        self.error: BaseException | None = None
-        self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
-        for _ in range(DEPTH):
-            self._free.put(memoryview(bytearray(BUFFER)))
-        self._current: memoryview | None = None
-        self._inboxes: list[queue.SimpleQueue[_Filled | None]] = []
-        self._threads: list[threading.Thread] = []
-        self._lock = threading.Lock()
-
-    def start(self, *consumers: Consumer) -> None:
-        """Once, before the first push."""
-        for consumer in consumers:
-            inbox: queue.SimpleQueue[_Filled | None] = queue.SimpleQueue()
-            thread = threading.Thread(target=self._work, args=(consumer, inbox), daemon=True)
-            self._inboxes.append(inbox)
-            self._threads.append(thread)
-            thread.start()
-
-    def buffer(self, look: Look) -> memoryview:
-        """One to be filled and pushed; the same one until then."""
-        while self._current is None:
-            try:
-                self._current = self._free.get(timeout=TICK)
-            except queue.Empty:
-                look()
-        if self.error is not None:
-            raise self.error
-        return self._current
-
-    def push(self, size: int) -> None:
-        assert self._current is not None
-        filled = _Filled(self._current, size, len(self._inboxes))
-        self._current = None
-        for inbox in self._inboxes:
-            inbox.put(filled)
-
-    def finish(self, look: Look) -> None:
-        """Wait until all consumers have had everything."""
-        self.stop()
-        for thread in self._threads:
-            joined(thread, look)
-        if self.error is not None:
-            raise self.error
-
-    def stop(self) -> None:
-        """No more comes. Threads end by themselves when they have had what is there."""
-        for inbox in self._inboxes:
-            inbox.put(None)
-
-    def abort(self) -> None:
-        """Consumers are not called any more, and none is at work when this returns: none may wait for anybody."""
-        self.error = self.error or RuntimeError("aborted")
-        self.stop()
-        for thread in self._threads:
-            thread.join()
-
-    def _work(self, consumer: Consumer, inbox: queue.SimpleQueue[_Filled | None]) -> None:
-        while (filled := inbox.get()) is not None:
-            try:
-                if self.error is None:
-                    consumer(filled.whole[: filled.size])
-            except BaseException as error:  # the edge of a thread: it is raised where somebody listens
-                self.error = self.error or error
-            self._release(filled)
-
-    def _release(self, filled: _Filled) -> None:
-        with self._lock:
-            filled.left -= 1
-            if filled.left == 0:
-                self._free.put(filled.whole)
-
-
-def joined(thread: threading.Thread, look: Look) -> None:
-    while thread.is_alive():
-        thread.join(TICK)
-        look()
-
-
-class Digests:
-    """Of one stream, by several algorithms."""
-
-    def __init__(self, algorithms: Collection[str]) -> None:
-        self._hashes = {name: hashlib.new(name) for name in algorithms}
-
-    @property
-    def consumers(self) -> list[Consumer]:
-        return [each.update for each in self._hashes.values()]
-
-    @property
-    def hex(self) -> dict[str, str]:
-        return {name: each.hexdigest() for name, each in self._hashes.items()}
-
-
-class SparseFile:
-    """Writes a new file from its start; blocks of zeros stay holes."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self.size = 0
-
-    def write(self, data: memoryview) -> None:
-        start = None
-        for at in range(0, len(data), _BLOCK):
-            if _is_zero(data[at : at + _BLOCK]):
-                if start is not None:
-                    self._put(data[start:at], self.size + start)
-                start = None
-            elif start is None:
-                start = at
-        if start is not None:
-            self._put(data[start:], self.size + start)
-        self.size += len(data)
-
-    def finish(self, look: Look, durable: bool) -> None:
-        """It has its size; if `durable`, the disk has it."""
-        os.ftruncate(self._fd, self.size)
-        if not durable:
-            return
-        with ThreadPoolExecutor(1) as pool:
-            synced = pool.submit(os.fsync, self._fd)
-            while wait([synced], TICK).not_done:
-                look()
-        synced.result()
-
-    def _put(self, data: memoryview, at: int) -> None:
-        while data:
-            written = os.pwrite(self._fd, data, at)
-            data, at = data[written:], at + written
-
-
-def _is_zero(block: memoryview) -> bool:
-    return block[0] == 0 and block[-1] == 0 and bytes(block) == _ZEROS[: len(block)]
 
 
 class Decompressor:
@@ -310,7 +152,8 @@ class Pipeline:
     """A sink (blockdev.transfer) for the stream as it is sent; what is kept of it goes to the file `fd`.
 
     `compression` is what it must be, None: whatever its first bytes say. Neither stream may be longer than `limit`.
-    `look` is called while we wait. Use it in a `with`, which ends its threads and process.
+    `durable`: the disk has the file at the end. `look` is called while we wait. Use it in a `with`, which ends its
+    threads and process.
     """
 
     def __init__(
@@ -322,6 +165,7 @@ class Pipeline:
         compression: str | None,
         limit: int,
         look: Look,
+        durable: bool = True,
     ) -> None:
         self._fd = fd
         self._sandbox = sandbox
@@ -329,13 +173,14 @@ class Pipeline:
         self._compression = compression
         self._limit = limit
         self._look = look
+        self._durable = durable
         self._begin()
 
     def _begin(self) -> None:
         self.position = 0
         self._stored, self._kept = Fanout(), Fanout()
         self._digests, self._kept_digests = Digests(self._algorithms), Digests(self._algorithms)
-        self._file = SparseFile(self._fd)
+        self._file = SparseFile(self._fd, durable=self._durable)
         self._decompressor: Decompressor | None = None
         self._moved: tuple[float, tuple[int, int]] = (time.monotonic(), (0, 0))
 
@@ -355,7 +200,7 @@ class Pipeline:
         os.ftruncate(self._fd, 0)
         self._begin()
 
-    def finish(self, durable: bool = True) -> Arrived:
+    def finish(self) -> Arrived:
         """Wait for all of it, and for the disk if it is to be durable."""
         if self.position == 0:
             self._start(b"")
@@ -363,7 +208,7 @@ class Pipeline:
         if self._decompressor is not None:
             self._decompressor.finish(self._watch)
             self._kept.finish(self._watch)
-        self._file.finish(self._look, durable)
+        self._file.finish(self._look)
         kept = self._digests if self._decompressor is None else self._kept_digests
         return Arrived(self._digests.hex, kept.hex, self.position, self._file.size)
 

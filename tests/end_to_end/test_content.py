@@ -80,12 +80,16 @@ def test_senders_that_do_not_send_take_the_api_from_nobody(patient: RunningServi
             sender.send(b"abc")
         busy = patient.user("late")
         path = f"/v1/images/{announce(busy, DATA)}/upload"
-        piece = {"data": DATA[:1000], "headers": uploading(0, 1000, len(DATA))}
-        wait_until(lambda: busy.put(path, **piece).status_code == 503, what="an end of the places")
+        wait_until(lambda: send(busy, path) == 503, what="an end of the places")
         answered(patient.admin)
         statuses = Counter(sender.status() for sender in senders[UPLOADS:])
         assert statuses.keys() <= {503, 0}
-    wait_until(lambda: busy.put(path, **piece).status_code == 200, what="a place")
+    wait_until(lambda: send(busy, path) == 200, what="a place")
+
+
+def send(api: Api, path: str) -> int:
+    """The status of a first piece."""
+    return api.put(path, data=DATA[:1000], headers=uploading(0, 1000, len(DATA))).status_code
 
 
 def test_who_stands_still_is_cut_off(serve: Serve) -> None:

@@ -65,7 +65,7 @@ def try_one(original: bytes, changes: list[tuple[int, bytes]]) -> None:
 some = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)
 
 
-@settings(some, max_examples=40)
+@settings(some, max_examples=25)
 @given(st.lists(FIELDS, min_size=1, max_size=3))
 def test_changed_bytes_are_refused_or_read_as_they_are(original: bytes, changes: list[tuple[int, bytes]]) -> None:
     try_one(original, changes)
@@ -73,7 +73,7 @@ def test_changed_bytes_are_refused_or_read_as_they_are(original: bytes, changes:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@settings(some, max_examples=400, derandomize=False)
+@settings(some, max_examples=250, derandomize=False)
 @given(st.lists(FIELDS, min_size=1, max_size=6))
 def test_many_more_of_them(original: bytes, changes: list[tuple[int, bytes]]) -> None:
     try_one(original, changes)

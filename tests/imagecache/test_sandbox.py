@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from blockdev import loop
 from blockdev.command import CommandFailed
 from imagecache import sandbox as module
 from imagecache.errors import SandboxFailed
@@ -288,3 +289,18 @@ def test_the_interpreter_of_the_service_runs_inside() -> None:
         [str(python), "-I", "-S", "-c", "import sys; print(sys.base_prefix)"], timeout=30, read={str(prefix): prefix}
     )
     assert said.stdout == f"{prefix}\n"
+
+
+def test_a_device_is_given_by_a_node_of_its_own(place: Path) -> None:
+    """Whoever the device's own node belongs to: to be read, and not to be written, or both; and the node goes again."""
+    disk = place / "disk"
+    disk.write_bytes(b"content".ljust(1 << 20, b"\0"))
+    with loop.attached(disk) as device:
+        kind, said = outcome(["head", "-c", "7", "/device"], read={"/device": device})
+        assert (kind, said) == ("done", "content")
+        write = ["sh", "-c", "echo changed >/device"]
+        kind, said = outcome(write, read={"/device": device}, limits=Limits(file_size=1 << 20))
+        assert (kind, "Permission denied" in said) == ("CommandFailed", True)
+        assert outcome(write, write={"/device": device}, limits=Limits(file_size=1 << 20))[0] == "done"
+    assert disk.read_bytes()[:8] == b"changed\n"
+    assert list(Path("/dev").glob(f"stratus-sandbox-{os.getpid()}-*")) == []

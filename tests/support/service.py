@@ -88,7 +88,7 @@ class Api(requests.Session):
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
 
-    def wait_operation(self, identifier: str, timeout: float = 60) -> dict[str, Any]:
+    def wait_operation(self, identifier: str, timeout: float = 120) -> dict[str, Any]:
         """The operation when it has ended."""
         ended = ("succeeded", "failed", "cancelled")
 

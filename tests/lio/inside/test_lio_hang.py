@@ -59,7 +59,7 @@ def test_callers_are_not_frozen_and_nothing_happens_late(house: House, hung: Exp
 
 
 def test_another_hand_at_work_is_waited_for_and_no_longer_than_the_deadline(house: House) -> None:
-    export, target = house.export(), house.another(deadline=0.2)
+    export, target = house.export(), house.another(deadline=5)
     with FileLock(house.lock):
         with pytest.raises(TargetUnavailable, match="another hand"):
             target.ensure_export(export)

@@ -13,10 +13,11 @@ import pytest
 import rtslib_fb as rtslib
 
 from blockdev import loop
-from iscsi import lio_configfs, names
+from iscsi import lio_configfs, lio_errand_runner, names
+from iscsi.lio_errands import Errands
 from iscsi.target import Credentials, Export
 from tests.lio.inside.lio_house import MIB, PORTAL, PREFIX, House, Interrupted, connection, interrupt_at
-from tests.support.initiator import Initiator, InitiatorError
+from tests.support.initiator import Initiator, InitiatorError, wait_until
 
 
 def _export(house: House) -> Export:
@@ -172,3 +173,18 @@ def _content(path: Path) -> str:
         return path.read_text()
     except OSError as error:
         return str(error.errno)
+
+
+def test_an_errand_that_comes_late_deletes_nothing_that_was_made_meanwhile(house: House) -> None:
+    """One that has waited for a peer, while another hand has let its initiator in again or made the group anew."""
+    export = house.exported()
+    volume = lio_configfs.Volume(export.volume_id, names.target_name(PREFIX, export.volume_id))
+    acl, former = volume.acl_path(export.connections[0].initiator), os.stat(volume.group).st_ino
+    assert Errands().run("late", [("rmdir", acl)], 60)
+    _is_right(house, export)
+    house.clear()
+    wait_until(lambda: not os.path.isdir(volume.target))
+    house.target.ensure_export(export)
+    lio_errand_runner.take("delete", volume.group, former)
+    _is_right(house, export)
+    house.clear()
