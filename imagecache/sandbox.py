@@ -42,6 +42,8 @@ _VIEW = (
 _CAGE = ("--die-with-parent", "--unshare-all", "--unshare-user", "--disable-userns", "--cap-drop", "ALL")
 #: The second bwrap needs a /proc to write its maps to; what it starts needs none.
 _AGAIN = ("--dev-bind", "/", "/", "--tmpfs", "/proc", "--remount-ro", "/proc", "--chdir", "/tmp")
+#: A service may have an ambient capability, for its port say: bwrap refuses to begin with one that is not root's.
+_NO_CAPABILITIES = ("--inh-caps=-all", "--ambient-caps=-all", "--")
 #: Only /tmp has a bound of its own: whatever else is a tmpfs could be filled with all the memory of the host.
 _SHUT = ("--remount-ro", "/", "--remount-ro", "/dev")
 
@@ -157,7 +159,7 @@ class Sandbox:
         tail = ["--", "prlimit", f"--nproc={limits.processes}", "--", *argv]
         view = [tool("bwrap"), *_VIEW, *_bound("--ro-bind", read), *_bound("--bind", write)]
         if os.geteuid() != 0:
-            return [*bounds, *view, *_SHUT, *_CAGE, *tail]
+            return [*bounds, tool("setpriv"), *_NO_CAPABILITIES, *view, *_SHUT, *_CAGE, *tail]
         uid, gid = self._account()
         drop = ["setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups"]
         return [*bounds, *view, "--proc", "/proc", *_SHUT, "--", *drop, "--", "bwrap", *_CAGE, *_AGAIN, *tail]

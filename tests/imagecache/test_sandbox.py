@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import pwd
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -49,14 +51,29 @@ def become_somebody() -> None:
     os.setresuid(*[SOMEBODY.pw_uid] * 3)
 
 
+def become_somebody_who_may_listen() -> None:
+    """With CAP_NET_BIND_SERVICE as an ambient capability: the service under systemd, by the unit in contrib/."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    keep_capabilities, ambient, raise_it, bind_service = 8, 47, 2, 10  # linux/prctl.h, linux/capability.h
+    assert libc.prctl(keep_capabilities, 1, 0, 0, 0) == 0
+    become_somebody()
+    header, held = struct.pack("=Ii", 0x20080522, 0), struct.pack("=6I", *[1 << bind_service] * 3, 0, 0, 0)
+    assert libc.capset(header, held) == 0
+    assert libc.prctl(ambient, raise_it, bind_service, 0, 0) == 0
+
+
+STARTERS = {
+    "root": lambda: None,
+    "plain user": become_somebody,
+    "plain user who may listen": become_somebody_who_may_listen,
+}
 Box = Callable[..., Outcome]
 
 
 @pytest.fixture(params=["root", "plain user"] if os.geteuid() == 0 else ["plain user"])
 def starter(request: pytest.FixtureRequest) -> Callable[[], None]:
     """Makes a fork of ours the one who is to start a sandbox."""
-    plain = request.param == "plain user" and os.geteuid() == 0
-    return become_somebody if plain else lambda: None
+    return STARTERS[request.param] if os.geteuid() == 0 else STARTERS["root"]
 
 
 @pytest.fixture
@@ -97,6 +114,11 @@ def test_it_is_nobody_without_privileges(box: Box) -> None:
     kind, said = box([*PYTHON, code])
     assert (kind, "PermissionError" in said or "Invalid argument" in said) == ("CommandFailed", True)
     assert box(["id", "-u"]) == ("done", f"{SOMEBODY.pw_uid if os.geteuid() == 0 else os.geteuid()}\n")
+
+
+@pytest.mark.parametrize("starter", ["plain user who may listen"], indirect=True)
+def test_a_service_with_a_capability_for_its_port_can_make_one(box: Box) -> None:
+    assert box(["id", "-u"])[0] == "done"
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "/root", "/home", "/var", "/proc/1", "/proc/self", "/sys", __file__])
