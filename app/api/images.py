@@ -28,10 +28,7 @@ from app.schemas import (
 
 routes = Routes("images")
 
-FOLLOW = (
-    *(Link(201, name, "id") for name in ("get_image", "update_image", "list_pins", "delete_image")),
-    Link(201, "create_volume", None, body={"image": "/id"}),
-)
+FOLLOW = tuple(Link(201, name, "id") for name in ("get_image", "update_image", "list_pins", "delete_image"))
 
 
 def _shown(call: Call, session: Session, identifier: UUID, status: int = 200) -> Answer:

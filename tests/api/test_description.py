@@ -167,6 +167,7 @@ def test_every_link_can_be_followed(service: RunningService, description: dict[s
     walker.follow_from("create_snapshot", admin.post(snapshots, json={}))
     attach = {"instance_id": "i", "node": "n", "initiator": initiator("walk"), "mode": "ro"}
     walker.follow_from("create_attachment", admin.post(f"/v1/volumes/{volume}/attachments", json=attach))
+    walker.follow_from("create_image", admin.post("/v1/images", json={"volume": volume}, headers={"Prefer": "wait=30"}))
     _follow_from_a_volume(admin, walker)
     at_once = {source for source, _ in walker.followed}
     declared = {
@@ -178,7 +179,7 @@ def test_every_link_can_be_followed(service: RunningService, description: dict[s
     }
     assert walker.followed == declared
     assert at_once == {"create_user", "create_node", "create_group", "create_token", "create_volume", "create_snapshot",
-                       "create_attachment"}  # fmt: skip
+                       "create_attachment", "create_image"}  # fmt: skip
 
 
 def _follow_from_a_volume(admin: Api, walker: Walker) -> None:

@@ -24,6 +24,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService
     """One that takes every size of the description, and more volumes than an exploration makes."""
     environment = {
         "STRATUS_VOLUMES__MAX_SIZE": str(1 << 50),
+        "STRATUS_IMAGES__MAX_SOURCE_SIZE": str(1 << 50),
         "STRATUS_QUOTA__SIZE": str(1 << 62),
         "STRATUS_QUOTA__COUNT": "1000000",
     }

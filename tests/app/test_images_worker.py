@@ -16,7 +16,7 @@ import pytest
 from app import capacity, image_care, images, pins, reconcile, volumes
 from app.db import Database
 from app.models import Image, Operation, User, Volume
-from app.schemas import ImageCreate, JudgementCreate
+from app.schemas import JudgementCreate
 from app.states import now
 from app.steps import golden
 from app.steps.job import pace
@@ -399,21 +399,6 @@ def test_a_full_cache_makes_room_before_it_refuses(database: Database, tmp_path:
             assert there.failed(**there.publish("/c.raw", content(3, 60 * MIB))) == "image-cache-full"
             there.at_rest()
             assert there.fetched(**there.publish("/d.raw", content(4, 8 * MIB))).state == "available"
-
-
-def test_uploads_that_stand_still_are_given_up(there: ImageHouse) -> None:
-    told = {"size": MIB, "checksum": "0" * 64, "format": "raw"}
-    body = ImageCreate.model_validate({"upload": told})
-    made = there.house.do(images.create, there.house.settings, there.alice, body)
-    assert isinstance(made, Image)
-    image_care.expire_uploads(there.house.outside)
-    assert there.row(made.id) is not None
-    with there.house.database.write() as session:
-        session.get_one(Image, made.id).updated_at = now().replace(year=2020)
-    image_care.expire_uploads(there.house.outside)
-    there.house.settle()
-    assert there.row(made.id) is None
-    there.at_rest()
 
 
 def test_a_cache_that_is_not_mounted_serves_nothing_and_loses_nothing(there: ImageHouse) -> None:

@@ -165,3 +165,16 @@ def test_the_command_refuses_a_newer_database_without_a_traceback(empty: Setting
     assert done.returncode == 2
     assert "9999" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_what_images_were_charged_for_is_given_back_on_the_way_down(empty: Settings, opened: Database) -> None:
+    migrate(empty)
+    with opened.write() as session:
+        one_of_each(session)
+        before = session.execute(text("SELECT used_size, used_count FROM users")).one()
+        promised = session.scalar(text("SELECT promised FROM pools"))
+    command.downgrade(alembic_config(empty.database_url), "0001")
+    with opened.read() as session:
+        after = session.execute(text("SELECT used_size, used_count FROM users")).one()
+        assert (before[0] - after[0], before[1] - after[1]) == (1 << 20, 1)
+        assert promised - session.scalar(text("SELECT promised FROM pools")) == 64 << 20
