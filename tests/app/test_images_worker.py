@@ -406,11 +406,11 @@ def test_uploads_that_stand_still_are_given_up(there: ImageHouse) -> None:
     body = ImageCreate.model_validate({"upload": told})
     made = there.house.do(images.create, there.house.settings, there.alice, body)
     assert isinstance(made, Image)
-    image_care.expire_uploads(there.house.outside)
+    there.house.chores.keep_uploads()
     assert there.row(made.id) is not None
     with there.house.database.write() as session:
         session.get_one(Image, made.id).updated_at = now().replace(year=2020)
-    image_care.expire_uploads(there.house.outside)
+    there.house.chores.keep_uploads()
     there.house.settle()
     assert there.row(made.id) is None
     there.at_rest()
