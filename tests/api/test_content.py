@@ -6,6 +6,7 @@ import base64
 import datetime as dt
 import hashlib
 import os
+import random
 import socket
 from collections.abc import Iterator
 from contextlib import closing
@@ -27,7 +28,7 @@ from tests.api.support import NOWHERE, events, initiator, problem, query
 from tests.support.contents import plant
 from tests.support.service import Api, RunningService
 
-DATA = os.urandom((300 << 10) + 17)
+DATA = random.Random(2).randbytes((300 << 10) + 17)
 SIZE = len(DATA)
 DIGEST = hashlib.sha256(DATA).hexdigest()
 ETAG = f'"{DIGEST}"'
