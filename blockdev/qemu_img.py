@@ -134,6 +134,6 @@ def _named(error: CommandFailed) -> QemuImgError:
 def _parsed(said: str) -> dict[str, int]:
     try:
         found = json.loads(said)
-    except ValueError:
+        return {key: value for key, value in found.items() if isinstance(value, int)}
+    except (ValueError, AttributeError, RecursionError):  # a program that read a stranger's bytes says this
         raise Unreadable("qemu-img check did not answer in JSON") from None
-    return {key: value for key, value in found.items() if isinstance(value, int)}

@@ -17,7 +17,11 @@ _NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(?:\.{_LABEL})*\.?")
 #: A host that ends in a number is an address, or none: https://url.spec.whatwg.org/#ends-in-a-number-checker
 _NUMBER = re.compile(r"(?:^|\.)(?:[0-9]+|0[xX][0-9A-Fa-f]*)\.?$")
 _NOT_PUBLIC = (
-    # is_global of Python 3.11 says yes to these: relays to IPv4 (RFC 7526, 3056), documentation (RFC 9637).
+    # is_global of Python 3.11 says yes to these: the protocols' own (RFC 6890; a cloud answers its guests' questions
+    # there), relays to IPv4 (RFC 7526, 3056), documentation (RFC 9637). And to the address of another cloud's host,
+    # which only its guests reach: https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16
+    ipaddress.ip_network("192.0.0.0/24"),
+    ipaddress.ip_network("168.63.129.16/32"),
     ipaddress.ip_network("192.88.99.0/24"),
     ipaddress.ip_network("2002::/16"),
     ipaddress.ip_network("3fff::/20"),
@@ -31,8 +35,9 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True)
 class Url:
-    """A URL in parts. `host` is in lower case, without the brackets of an IPv6 address; `target` is the path and query
-    that a server is asked for; `userinfo` is as in the URL, None when there is none."""
+    """A URL in parts. `host` is in lower case, an IPv6 address without brackets and in its one short form, so that
+    lists of hosts can be compared with it; `target` is the path and query that a server is asked for; `userinfo` is as
+    in the URL, None when there is none."""
 
     scheme: str
     host: str
@@ -62,7 +67,8 @@ def parse(url: str) -> Url:
         raise BadUrl(f"{shown(url)}: its host or port is none")
     userinfo = parts.netloc.rpartition("@")[0] or None
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return Url(parts.scheme, host, port or PORTS[parts.scheme], target, userinfo)
+    address = address_of(host)
+    return Url(parts.scheme, host if address is None else str(address), port or PORTS[parts.scheme], target, userinfo)
 
 
 def _is_host(host: str) -> bool:

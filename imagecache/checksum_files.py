@@ -1,23 +1,24 @@
 """A SHA256SUMS beside an image: found, its signature verified where there is one, and read.
 
 Signed as Debian and Ubuntu do it (a detached SHA256SUMS.gpg, .sign or .asc) or as Fedora does (inline). gpgv with the
-site's own keyring verifies; a signature counts by the fingerprint of its key and nothing else.
+site's own keyring verifies, in the sandbox; a signature counts by the fingerprint of its key and nothing else.
 """
 
 from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
-from blockdev.command import CommandFailed, run
+from blockdev.command import CommandFailed
 
 from .addresses import shown
 from .entries import DIGEST_LENGTH
 from .errors import BadChecksumFile, TooLarge, Unreachable
+from .sandbox import Limits, Sandbox
 from .web import Document, Web
 
 MAX_BYTES = 1 << 20
@@ -42,10 +43,11 @@ Check = Callable[[], None]
 @dataclass(frozen=True)
 class Keys:
     """Who may sign: keys in `keyring` (as `gpg --export` writes it), of these only those with a fingerprint in
-    `fingerprints` if there are any."""
+    `fingerprints` if there are any. gpgv reads signatures of strangers in `sandbox`."""
 
     keyring: Path
     fingerprints: tuple[str, ...] = ()
+    sandbox: Sandbox = field(default_factory=Sandbox)
 
     def accepts(self, fingerprints: Iterable[str]) -> bool:
         wanted = {text.replace(" ", "").upper() for text in self.fingerprints}
@@ -78,7 +80,7 @@ def find(url: str, web: Web, keys: Keys | None, require_signed: bool, check: Che
             continue
         try:
             text, signer = _signed_text(document, web, keys, require_signed, check)
-            algorithm, digest = _named(parse(text), name, shown(document.url))
+            algorithm, digest = _named(parse(text), name, signer is None, shown(document.url))
             return Stated(shown(document.url), algorithm, digest, signer)
         except BadChecksumFile as error:
             complaints.append(str(error))
@@ -118,9 +120,13 @@ def parse(text: str) -> dict[str, set[str]]:
     return found
 
 
-def _named(files: dict[str, set[str]], name: str, source: str) -> tuple[str, str]:
+def _named(files: dict[str, set[str]], name: str, bare: bool, source: str) -> tuple[str, str]:
+    """What the file says about `name`, or, if it may be a `bare` digest, what it says. A signed one may not: it would
+    be as true beside any other image."""
     by_length = {length: algorithm for algorithm, length in DIGEST_LENGTH.items()}
-    digests = sorted(files.get(name) or (files.get("", set()) if len(files) == 1 else set()), key=len, reverse=True)
+    digests = sorted(
+        files.get(name) or (files.get("", set()) if bare and len(files) == 1 else set()), key=len, reverse=True
+    )
     if not digests:
         raise BadChecksumFile(f"{source}: does not name {name}")
     if len({len(digest) for digest in digests}) != len(digests) or len(digests[0]) not in by_length:
@@ -163,26 +169,32 @@ def _text(body: bytes, source: str) -> str:
 def _verify(body: bytes, signature: bytes | None, keys: Keys, source: str) -> tuple[bytes, str]:
     """What was signed (of an inline signature: only that), and the fingerprint that signed. Raises BadChecksumFile."""
     with tempfile.TemporaryDirectory() as name:
-        home = Path(name)
-        (home / "body").write_bytes(body)
-        files = [str(home / "body")]
+        given = {"/keyring": keys.keyring.read_bytes(), "/body": body}
         if signature is not None:
-            (home / "signature").write_bytes(signature)
-            files.insert(0, str(home / "signature"))
-        else:
-            files = ["--output", str(home / "signed"), *files]
-        status = _gpgv(["--homedir", name, "--keyring", str(keys.keyring.absolute()), *files])
+            given["/signature"] = signature
+        read = {place: _put(Path(name) / place[1:], data) for place, data in given.items()}
+        signed = _put(Path(name) / "signed", b"")
+        status = _gpgv(keys.sandbox, read, signed)
         valid = [found for found in _valid(status) if keys.accepts(found)]
         if not valid:
             raise BadChecksumFile(f"{source}: not signed by a key that the site accepts ({_reason(status)})")
-        return (body if signature is not None else (home / "signed").read_bytes()), valid[0][0]
+        return (body if signature is not None else signed.read_bytes()), valid[0][0]
 
 
-def _gpgv(arguments: Sequence[str]) -> list[list[str]]:
+def _put(path: Path, data: bytes) -> Path:
+    """A file that the sandbox's user may read; its directory is closed."""
+    path.write_bytes(data)
+    path.chmod(0o644)
+    return path
+
+
+def _gpgv(sandbox: Sandbox, read: Mapping[str, Path], signed: Path) -> list[list[str]]:
     """What gpgv says, in words. Its exit code is of all signatures together; one that counts is enough."""
-    argv = ["gpgv", "--status-fd", "1", *arguments]
+    files = ["/signature", "/body"] if "/signature" in read else ["--output", "/signed", "/body"]
+    argv = ["gpgv", "--status-fd", "1", "--homedir", "/tmp", "--keyring", "/keyring", *files]
+    limits = Limits(file_size=2 * MAX_BYTES)
     try:
-        output = run(argv, timeout=TIMEOUT).stdout
+        output = sandbox.run(argv, read=read, write={"/signed": signed}, limits=limits, timeout=TIMEOUT).stdout
     except CommandFailed as error:
         output = error.stdout
     return [line.split()[1:] for line in output.splitlines() if line.startswith("[GNUPG:] ")]

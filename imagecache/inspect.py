@@ -122,11 +122,14 @@ def _probed(sandbox: Sandbox, path: Path) -> _Found:
     try:
         said = json.loads(sandbox.run(argv, read=read, timeout=60).stdout)
         refusal = said["refusal"] and _refusal(*said["refusal"])
-        return _Found(tuple(str(name)[:20] for name in said["formats"]), int(said["size"]), refusal)
+        found = _Found(tuple(str(name)[:20] for name in said["formats"]), int(said["size"]), refusal)
     except CommandFailed as error:
         raise Damaged(f"its header cannot be read: {error.stderr.strip()[-200:]}") from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise Damaged("its header cannot be read") from error
+    if found.size < 0:
+        raise Damaged("its header cannot be read")
+    return found
 
 
 def _interpreter() -> dict[str, Path]:

@@ -9,7 +9,7 @@ import datetime as dt
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from .addresses import parse
+from .addresses import address_of, parse
 from .entries import Entry
 from .errors import BadUrl
 
@@ -213,9 +213,14 @@ def _host(url: str) -> str | None:
 
 def _is_among(host: str, hosts: Iterable[str]) -> bool:
     return any(
-        host == name or (name.startswith(".") and f".{host}".endswith(name))
-        for name in (item.lower().rstrip(".") for item in hosts)
+        host == name or (name.startswith(".") and f".{host}".endswith(name)) for name in map(_written_once, hosts)
     )
+
+
+def _written_once(item: str) -> str:
+    """A host of a list as `_host` writes it."""
+    address = address_of(item.strip("[]"))
+    return item.lower().rstrip(".") if address is None else str(address)
 
 
 def _name(entry: Entry) -> str:

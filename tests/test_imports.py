@@ -19,8 +19,6 @@ MAY = {
     "pools": {"blockdev"},
     "imagecache": {
         "blockdev",
-        "requests",
-        "urllib3",
         "lxml",
         "signxml",
         "cryptography",

@@ -81,3 +81,10 @@ def test_an_overlay_knows_its_backing_file_and_its_format(image: Path, tmp_path:
     assert found["virtual-size"] == 4 * MIB
     with pytest.raises(qemu_img.Unreadable):
         qemu_img.create_overlay(run, tmp_path / "none", tmp_path / "missing", "qcow2")
+
+
+@pytest.mark.parametrize("said", ["", "[]", "null", "[" * 100_000])
+def test_an_answer_that_is_none_is_no_check(image: Path, said: str) -> None:
+    """qemu-img has read a stranger's bytes."""
+    with pytest.raises(qemu_img.Unreadable, match="did not answer"):
+        qemu_img.check(lambda argv: Output(said, ""), image)

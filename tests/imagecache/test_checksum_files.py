@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from blockdev.command import Output
 from imagecache.checksum_files import Keys, Stated, find, parse
 from imagecache.errors import BadChecksumFile, Unreachable
+from imagecache.sandbox import Sandbox
 from imagecache.web import Web
 from tests.support.marketplace import Marketplace, marketplace
 from tests.support.openpgp import Gpg, gpg
@@ -218,3 +221,46 @@ def test_unsigned_where_a_signature_is_required(server: Marketplace, web: Web, s
     stated = found(server, web, Keys(signers.keyring))
     assert stated
     assert stated.signer is None
+
+
+def test_a_signed_digest_without_a_name_is_of_no_image(server: Marketplace, web: Web, signers: Signers) -> None:
+    """A mirror could put it, and what it is of, beside another name."""
+    bare = f"{SHA256}\n".encode()
+    server.publish("/images/disk.img.sha256", bare)
+    server.publish("/images/disk.img.sha256.sig", signers.gpg.detached(bare, signers.jane))
+    with pytest.raises(BadChecksumFile, match="does not name"):
+        found(server, web, Keys(signers.keyring), signed=True)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_two_inline_signatures_none_lends_itself_to_the_other(
+    server: Marketplace, web: Web, signers: Signers, order: int
+) -> None:
+    good = signers.gpg.inline(f"{OTHER}  other.img\n".encode(), signers.jane)
+    forged = signers.gpg.inline(SUMS, signers.mallory)
+    server.publish("/images/CHECKSUM", b"".join([good, forged][::order]))
+    with pytest.raises(BadChecksumFile):
+        found(server, web, Keys(signers.keyring), signed=True)
+
+
+def test_a_keyring_that_only_its_owner_reads_is_enough(
+    server: Marketplace, web: Web, signers: Signers, tmp_path: Path
+) -> None:
+    mine = tmp_path / "keyring"
+    mine.write_bytes(signers.keyring.read_bytes())
+    mine.chmod(0o600)
+    server.publish("/images/CHECKSUM", signers.gpg.inline(SUMS, signers.jane))
+    assert found(server, web, Keys(mine), signed=True)
+
+
+def test_signatures_are_read_in_the_sandbox(server: Marketplace, web: Web, signers: Signers) -> None:
+    ran = []
+
+    class Watched(Sandbox):
+        def run(self, argv: Sequence[str], **options: Any) -> Output:
+            ran.append(argv[0])
+            return super().run(argv, **options)
+
+    server.publish("/images/CHECKSUM", signers.gpg.inline(SUMS, signers.jane))
+    assert found(server, web, Keys(signers.keyring, sandbox=Watched()))
+    assert ran == ["gpgv"]

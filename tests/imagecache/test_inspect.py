@@ -13,7 +13,7 @@ import pytest
 
 from blockdev import loop
 from blockdev.extents import data_ranges
-from imagecache import sandboxed_qemu
+from imagecache import format_probe, sandboxed_qemu
 from imagecache.errors import BadFormat, CacheFull, Damaged, ImageError, SandboxFailed, TooLarge
 from imagecache.format_probe import probe
 from imagecache.inspect import ImageLimits, Inspection, flatten, inspect
@@ -48,6 +48,26 @@ def refusal(sandbox: Sandbox, path: Path, format: str | None, into: Path) -> tup
     with pytest.raises(ImageError) as refused:
         flatten(sandbox, path, found, into, LIMITS, no_progress)
     return "qemu-img", refused.type
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        '{"formats": [], "size": Infinity, "refusal": null}',
+        '{"formats": [], "size": -5120, "refusal": null}',
+        '{"formats": [], "size": 5, "refusal": ["ImageError"]}',
+        '{"formats": 7, "size": 5, "refusal": null}',
+        "[" * 100_000,
+    ],
+)
+def test_a_probe_that_was_taken_over_says_nothing_that_counts(
+    sandbox: Sandbox, place: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    (place / "probe.py").write_text(f"print({said!r})")
+    monkeypatch.setattr(format_probe, "__file__", str(place / "probe.py"))
+    (place / "image").write_bytes(bytes(512))
+    with pytest.raises(Damaged, match="cannot be read"):
+        inspect(sandbox, place / "image", None, LIMITS)
 
 
 @pytest.mark.parametrize("name", HOSTILE)

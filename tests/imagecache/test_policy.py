@@ -115,6 +115,13 @@ def test_deny_beats_allow(what: str) -> None:
     assert rule(both, GOOD) == f"{what[:-1]}-denied"
 
 
+@pytest.mark.parametrize("written", ["2001:db8:0:0::1", "2001:0DB8::0001", "[2001:db8::1]"])
+def test_an_address_is_known_however_it_is_written(written: str) -> None:
+    for one, other in (("[2001:db8::1]", written), (f"[{written.strip('[]')}]", "2001:db8::1")):
+        entry = replace(GOOD, locations=(f"http://{one}/disk.img",))
+        assert rule(Policy(deny_hosts=some(other)), entry) == "host-denied"
+
+
 def test_deny_beats_allow_of_hosts_too() -> None:
     policy = Policy(allow_hosts=some("one.example.org"), deny_hosts=some("one.example.org"))
     assert rule(policy, GOOD) == "host-denied"
