@@ -25,6 +25,8 @@ class Entry:
     `format` and `compression` are as told, in lower case, None when nothing was said; not all that can be told is
     accepted. `endorser` is an e-mail address, and believed only if `signed`: then `subject` and `issuer` are those of
     the certificate that signed, and all of this was read from the signed bytes. `deprecated` is the reason given.
+    `other_digests` are what was computed of the stream that it is not about (of what came out, where it is about the
+    compressed one, or the other way round): said by nobody, and for lists of what is denied.
     `source` says where this was read, for people. `fault` says why an entry is not believed (a signature that does not
     match, contradictions); what else it says is then only a claim, to name it by.
     """
@@ -49,6 +51,7 @@ class Entry:
     architecture: str | None = None
     version: str | None = None
     fault: str | None = None
+    other_digests: tuple[str, ...] = ()
 
     @property
     def strongest(self) -> tuple[str, str] | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,20 +34,27 @@ _PASSING = {408, 425, 429}
 #: What is wrong with bytes that came: told rather than that another location did not answer.
 _WRONG = (WrongDigest, WrongSize, BadCompression, Truncated, TooLarge)
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+PATIENCE = 600.0
+LEAST_RATE = 256 << 10
+"""After PATIENCE seconds, bytes a second that a location must have brought on average of all further ones, as they are
+sent or as they are kept: so none is waited for longer than PATIENCE and what the largest image may take at that rate,
+whatever it does meanwhile. (That it is not silent in between is the business of web.py.)"""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be fetched. `locations` are tried in order. `checksums` maps names of ALGORITHMS to hex digits: the
-    strongest decides, and may be that of the stream as it is sent or of what is kept of it (decompressed); `size`
-    (bytes) belongs to the same one. Without checksums nothing is verified but the size, if there is one: the caller
-    judges what was fetched. `compression` None: whatever the first bytes say. Neither stream exceeds `max_size`."""
+    """What is to be fetched. `locations` are tried in order. `checksums` maps names of ALGORITHMS to hex digits: none
+    may be wrong, and all are those of the stream as it is sent, or of what is kept of it (decompressed); `size` (bytes)
+    belongs to the same one. Without checksums nothing is verified but the size, if there is one: the caller
+    judges what was fetched. `compression` None: whatever the first bytes say. Neither stream exceeds `max_size`. `also`
+    are ALGORITHMS to compute for the caller, beside those of `checksums`."""
 
     locations: Sequence[str]
     checksums: Mapping[str, str]
     size: int | None
     compression: str | None
     max_size: int
+    also: Collection[str] = ()
 
     @property
     def strongest(self) -> str | None:
@@ -58,7 +66,7 @@ class Wanted:
         what is allowed may name any), and SHA-256 to know it by."""
         if self.strongest is None:
             return ALGORITHMS
-        return tuple(name for name in ALGORITHMS if name in self.checksums or name == "sha256")
+        return tuple(name for name in ALGORITHMS if name in {*self.checksums, *self.also, "sha256"})
 
 
 def fetch(
@@ -78,9 +86,9 @@ def fetch(
     Everybody may read it, since the sandbox must: its directory is to be closed. Blocks of zeros are holes.
 
     Each location is asked `attempts` times in a row without getting on, `backoff` seconds and ever longer apart, and
-    resumed where it broke off if it says by a strong ETag that its content is the same. `progress(done, total)` counts
-    bytes as they are sent (total 0: not known), is called several times a second whatever we wait for, and may raise
-    to cancel.
+    resumed where it broke off if it says by a strong ETag that its content is the same; it is given up when it is
+    slower than LEAST_RATE, or brings more than `wanted.size`. `progress(done, total)` counts bytes as they are sent
+    (total 0: not known), is called several times a second whatever we wait for, and may raise to cancel.
 
     With one location its own error is raised. With several that all failed, each one's cause is told: as WrongDigest,
     WrongSize, BadCompression, Truncated or TooLarge if bytes came and were wrong, as the error that all have in
@@ -106,6 +114,10 @@ def _new_file(path: Path) -> Iterator[int]:
         raise
     finally:
         os.close(fd)
+
+
+class _TooSlow(Exception):
+    """Nothing that asking again would change."""
 
 
 class _Job:
@@ -139,6 +151,7 @@ class _Job:
         raise _verdict(causes)
 
     def _from(self, location: str, fd: int) -> Fetched:
+        self._began = time.monotonic()
         with Pipeline(
             fd,
             self._sandbox,
@@ -147,21 +160,28 @@ class _Job:
             limit=self._wanted.max_size,
             look=self._look,
             durable=self._durable,
-        ) as pipeline:
+        ) as self._pipeline:
             try:
                 download(
                     lambda offset, validator: self._opened(location, offset, validator),
-                    pipeline,
+                    self._pipeline,
                     progress=lambda done, total: self._look(),
                     attempts=self._attempts,
                     backoff=self._backoff,
                 )
+            except _TooSlow as error:
+                raise Unreachable(str(error)) from None
             except Interrupted as error:
                 raise Unreachable(f"{error}; given up after {self._attempts} attempts that brought nothing") from error
-            return verified(self._wanted, location, pipeline.finish())
+            return verified(self._wanted, location, self._pipeline.finish())
 
     def _look(self) -> None:
         self._progress(*self._told)
+        sent, kept = self._pipeline.sizes
+        if self._wanted.size is not None and min(sent, kept) > self._wanted.size:
+            raise WrongSize(f"it has more than the {self._wanted.size} bytes that it should have")
+        if max(self._told[0], kept) < LEAST_RATE * (time.monotonic() - self._began - PATIENCE):
+            raise _TooSlow(f"given up: fewer than {LEAST_RATE} bytes a second on average")
 
     @contextmanager
     def _opened(self, location: str, offset: int, validator: str | None) -> Iterator[Part]:
@@ -217,7 +237,7 @@ def _part(response: Response, offset: int, validator: str | None) -> Part | None
 def verified(wanted: Wanted, location: str, arrived: Arrived) -> Fetched:
     """What arrived, if it is what is wanted. Raises WrongDigest, WrongSize."""
     streams = [(arrived.stored_digests, arrived.stored_size), (arrived.digests, arrived.size)]
-    if (name := wanted.strongest) is not None:
+    for name in filter(wanted.checksums.__contains__, ALGORITHMS):
         good = [each for each in streams if each[0][name] == wanted.checksums[name]]
         if not good:
             got = " or ".join(dict.fromkeys(digests[name] for digests, _ in streams))

@@ -29,7 +29,7 @@ Refusal = tuple[str, str]
 MAGICS: dict[str, tuple[tuple[int, bytes], ...]] = {
     "qcow": ((0, b"QFI\xfb"),),
     "qed": ((0, b"QED\0"),),
-    "vmdk": ((0, b"KDMV"), (0, b"COWD")),
+    "vmdk": ((0, b"KDMV"), (0, b"COWD"), (0, b"\xbe\xba\xfe\xca\0\0\0\0")),  # the last is seSparse
     "vhd": ((0, b"conectix"), (0, b"cxsparse")),
     "vhdx": ((0, b"vhdxfile"),),
     "vdi": ((0x40, b"\x7f\x10\xda\xbe"),),

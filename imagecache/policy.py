@@ -10,8 +10,9 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from .addresses import address_of, parse
-from .entries import Entry
+from .entries import DIGEST_LENGTH, Entry
 from .errors import BadUrl
+from .identifiers import identifier_of
 
 RULES = (
     "bad-entry",
@@ -109,9 +110,11 @@ def _refusals(policy: Policy, entry: Entry, entries: Sequence[Entry], now: dt.da
     """Rule and detail of everything that is against an entry, in the order of RULES."""
     yield from _standing(policy, entry, entries, now)
     yield from _endorsers(policy, entry)
-    yield from _listed("image", {entry.identifier or ""}, policy.allow_images, policy.deny_images)
+    others = set(entry.other_digests)
+    identifiers = {identifier_of(digest) for digest in others if len(digest) == DIGEST_LENGTH["sha1"]}
+    yield from _listed("image", {entry.identifier or ""}, identifiers, policy.allow_images, policy.deny_images)
     digests = {digest.lower() for digest in entry.checksums.values()}
-    yield from _listed("checksum", digests, policy.allow_checksums, policy.deny_checksums, str.lower)
+    yield from _listed("checksum", digests, others, policy.allow_checksums, policy.deny_checksums, str.lower)
     yield from _checksums(policy, entry)
     yield from _contents(policy, entry)
     yield from _hosts(policy, entry)
@@ -163,9 +166,15 @@ def _lower(names: Iterable[str]) -> set[str]:
 
 
 def _listed(
-    what: str, own: set[str], allowed: Collection[str], denied: Collection[str], same: Callable[[str], str] = str
+    what: str,
+    own: set[str],
+    others: set[str],
+    allowed: Collection[str],
+    denied: Collection[str],
+    same: Callable[[str], str] = str,
 ) -> _Refusals:
-    if hit := own & set(map(same, denied)):
+    """What is denied is so packed in another way too; what is allowed is what was said."""
+    if hit := (own | others) & set(map(same, denied)):
         yield f"{what}-denied", ", ".join(sorted(hit))
     if allowed and not own & set(map(same, allowed)):
         yield f"{what}-not-allowed", ", ".join(sorted(filter(None, own))) or "none"

@@ -280,11 +280,14 @@ def _first(url: str, locations: Iterable[str]) -> tuple[str, ...]:
 
 
 def _completed(entry: Entry, fetched: Fetched) -> Entry:
-    """With all that was computed of the stream that it is about, so that a deny list sees the image by every name."""
+    """With all that was computed of the stream that it is about, and apart from that of the other one, so that a deny
+    list sees the image by every name."""
     stream = next(filter(partial(_says, entry.checksums), _streams(fetched)))
+    others = sorted({digest for each in _streams(fetched) for digest in each.values()} - set(stream.values()))
     locations = entry.locations or (fetched.location,)
     identifier = identifier_of(stream["sha1"]) if "sha1" in stream else entry.identifier
-    return replace(entry, identifier=identifier, checksums=dict(stream), locations=locations)
+    known = replace(entry, identifier=identifier, checksums=dict(stream), locations=locations)
+    return replace(known, other_digests=tuple(others))
 
 
 def _of_nobody(fetched: Fetched) -> Entry:

@@ -15,19 +15,20 @@ from __future__ import annotations
 import os
 import pwd
 import selectors
-import shutil
 import signal
 import stat
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import IO
+from uuid import uuid4
 
 from blockdev.command import CommandFailed, CommandMissing, Output, tool
+from imagecache import staging
 from imagecache.errors import SandboxFailed
 
 #: A tool that says more than this on stdout and stderr together is ended by `run`.
@@ -47,8 +48,8 @@ _NO_CAPABILITIES = ("--inh-caps=-all", "--ambient-caps=-all", "--")
 #: Only /tmp has a bound of its own: whatever else is a tmpfs could be filled with all the memory of the host.
 _SHUT = ("--remount-ro", "/", "--remount-ro", "/dev")
 
-#: A file that is somebody else's for a time, and whose it was.
-Loan = tuple[Path, int, int]
+#: Nodes for devices, a stage (staging.py) for each process. Elsewhere than in /dev they may not work: nodev.
+NODES = Path("/dev/stratus-sandbox")
 
 
 @dataclass(frozen=True)
@@ -65,26 +66,25 @@ class Limits:
 
 
 class Process(subprocess.Popen[bytes]):
-    """A sandboxed process. Leaving its `with` block kills whatever of it is left, reaps it, and closes the pipes."""
+    """A sandboxed process. Leaving its `with` block kills whatever of it is left, reaps it, closes the pipes, and takes
+    back what it was `given`."""
 
-    lent: tuple[Loan, ...] = ()
-    nodes: Path | None = None
+    given: ExitStack
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.kill()  # bwrap's death is the death of everything in it; nothing happens if it has ended
-        super().__exit__(kind, error, trace)
-        _remove_nodes(self.nodes)
-        for path, uid, gid in self.lent:
-            os.chown(path, uid, gid)
+        with self.given:
+            self.kill()  # bwrap's death is the death of everything in it; nothing happens if it has ended
+            super().__exit__(kind, error, trace)
 
 
 class Sandbox:
     """Makes sandboxes. `user` is whom root drops to, best one that nothing else runs as; a plain user stays who it is.
 
     Files to read must be readable by that user, in themselves: the directories above them need not be. Files to write
-    are lent: theirs while the process runs, then again whose they were. Block devices may be given like files.
+    are lent: theirs while the process runs, then again whose they were; if we are killed meanwhile they stay that
+    user's, half written, for the caller to make anew. Block devices may be given like files.
     """
 
     def __init__(self, user: str = "nobody") -> None:
@@ -129,17 +129,21 @@ class Sandbox:
         It dies with the thread that started it, even one that was SIGKILLed (PR_SET_PDEATHSIG). `check` turns its exit
         code into an error. Raises SandboxFailed when it cannot be started.
         """
-        nodes = None
-        try:
-            read, write, nodes = self._own_nodes(read or {}, write or {})
-            command = self._command(argv, read, write, limits or Limits())
-            lent = self._lend(write.values())
-            process = Process(command, stdin=stdin, stdout=stdout, stderr=stderr, env={}, process_group=0)
-        except (CommandMissing, OSError) as error:
-            _remove_nodes(nodes)
-            raise SandboxFailed(f"the sandbox cannot be made: {error}") from error
-        process.lent, process.nodes = lent, nodes
+        with ExitStack() as given:
+            try:
+                read, write = self._own_nodes(read or {}, write or {}, given)
+                command = self._command(argv, read, write, limits or Limits())
+                self._lend(write.values(), given)
+                process = Process(command, stdin=stdin, stdout=stdout, stderr=stderr, env={}, process_group=0)
+            except (CommandMissing, OSError) as error:
+                raise SandboxFailed(f"the sandbox cannot be made: {error}") from error
+            process.given = given.pop_all()
         return process
+
+    def sweep(self) -> None:
+        """Remove the nodes that killed processes of ours left. Raises OSError."""
+        if os.geteuid() == 0 and NODES.exists():
+            staging.remove_leftovers(NODES)
 
     def check(self) -> None:
         """Make a sandbox. Raises SandboxFailed with the reason why it cannot be made."""
@@ -165,15 +169,15 @@ class Sandbox:
         return [*bounds, *view, "--proc", "/proc", *_SHUT, "--", *drop, "--", "bwrap", *_CAGE, *_AGAIN, *tail]
 
     def _own_nodes(
-        self, read: Mapping[str, Path], write: Mapping[str, Path]
-    ) -> tuple[Mapping[str, Path], Mapping[str, Path], Path | None]:
+        self, read: Mapping[str, Path], write: Mapping[str, Path], given: ExitStack
+    ) -> tuple[Mapping[str, Path], Mapping[str, Path]]:
         """Block devices replaced by nodes that are the sandbox's user's, in a directory that only root can enter. Who
         owns the device's own node is udev's business, and a node of ours can be for reading only."""
         if os.geteuid() != 0 or not any(path.is_block_device() for path in (*read.values(), *write.values())):
-            return read, write, None
-        home = Path(
-            tempfile.mkdtemp(prefix=f"stratus-sandbox-{os.getpid()}-", dir="/dev")
-        )  # elsewhere nodes may not work: nodev
+            return read, write
+        NODES.mkdir(mode=0o700, exist_ok=True)
+        self.sweep()
+        home = given.enter_context(staging.made(NODES, uuid4())).path
 
         def own(path: Path, mode: int) -> Path:
             if not path.is_block_device():
@@ -186,17 +190,14 @@ class Sandbox:
         return (
             {place: own(path, 0o400) for place, path in read.items()},
             {place: own(path, 0o600) for place, path in write.items()},
-            home,
         )
 
-    def _lend(self, paths: Iterable[Path]) -> tuple[Loan, ...]:
-        if os.geteuid() != 0:
-            return ()
-        paths = [path for path in paths if not path.is_block_device()]
-        loans = tuple((path, os.stat(path).st_uid, os.stat(path).st_gid) for path in paths)
-        for path, _, _ in loans:
-            os.chown(path, *self._account())
-        return loans
+    def _lend(self, paths: Iterable[Path], given: ExitStack) -> None:
+        for path in paths if os.geteuid() == 0 else ():
+            if not path.is_block_device():
+                whose = path.stat()
+                os.chown(path, *self._account())
+                given.callback(os.chown, path, whose.st_uid, whose.st_gid)
 
     def _account(self) -> tuple[int, int]:
         try:
@@ -204,11 +205,6 @@ class Sandbox:
         except KeyError:
             raise SandboxFailed(f"the sandbox cannot be made: there is no user {self.user!r}") from None
         return entry.pw_uid, entry.pw_gid
-
-
-def _remove_nodes(nodes: Path | None) -> None:
-    if nodes is not None:
-        shutil.rmtree(nodes, ignore_errors=True)
 
 
 def check(argv: Sequence[str], returncode: int, said: Output) -> None:

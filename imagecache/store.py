@@ -37,13 +37,15 @@ Accept = Callable[[Fetched], Entry | None]
 class Store:
     """`progress(done, total)` of its methods counts bytes of the source, twice: once as they are brought and once as
     they are flattened (total 0: not known). It is called several times a second and cancels by raising. CacheFull is
-    raised where there is too little room; the other refusals are those of fetch and inspect."""
+    raised where there is too little room; the other refusals are those of fetch and inspect. What killed ones left
+    outside the cache goes when a new one is made."""
 
     def __init__(self, cache: Cache, web: Web, sandbox: Sandbox, limits: ImageLimits) -> None:
         self._cache = cache
         self._web = web
         self._sandbox = sandbox
         self._limits = limits
+        sandbox.sweep()
 
     def add(
         self, key: UUID, wanted: Wanted, format: str | None, progress: Progress, accept: Accept | None = None
@@ -94,7 +96,8 @@ class Store:
 
     def to_raw(self, digest: str, target: Path, progress: Progress, *, reads_as_zeros: bool = False) -> int:
         """Write an image to an existing file or block device, durably, and return its size in bytes; what `target`
-        holds beyond stays. Zeros are left out where `target` reads as zeros already: as the caller says, or as a file
+        holds beyond stays. After any failure it is to be made anew; after a kill a file may still be the sandbox's
+        user's. Zeros are left out where `target` reads as zeros already: as the caller says, or as a file
         without any blocks does. Raises NotCached, WrongSize (a target too small), TargetFull, Damaged, SandboxFailed.
         """
         image = self._cache.path(digest)

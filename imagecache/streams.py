@@ -184,6 +184,11 @@ class Pipeline:
         self._decompressor: Decompressor | None = None
         self._moved: tuple[float, tuple[int, int]] = (time.monotonic(), (0, 0))
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Bytes taken so far, and what has become of them."""
+        return self.position, self.position if self._decompressor is None else self._decompressor.given
+
     def buffer(self) -> memoryview:
         return self._explained(lambda: self._stored.buffer(self._watch))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -29,12 +30,13 @@ from app.operations import Cancelled, actor_of, guarded
 from app.states import now, transition
 from app.steps import golden
 from app.steps.job import Again, CloneNeedsDetach, Job, Settle
-from app.steps.judging import entry_of, facts_of, judged, may_be_fetched, passing, report, still_passes
+from app.steps.judging import entry_of, facts_of, judged, may_be_fetched, passing, report, resolution_of, still_passes
 from app.steps.volumes import release_source
 from imagecache.cache import Cache
 from imagecache.entries import Entry, Fetched, Format, Stored
 from imagecache.errors import CacheFull, ImageError, NotCached
 from imagecache.fetch import Wanted
+from imagecache.identifiers import sha1_of
 from imagecache.resolve import Resolution
 
 #: Seconds until somebody who waits for the same bytes looks again.
@@ -59,7 +61,7 @@ def fetch(job: Job) -> Settle:
     with job.lock():
         resolution, passed = _found(job, image)
         with _alone_with_the_bytes(job, passed), room(job, passed.size if passed else None):
-            stored, passed = _had_already(job, image, passed) or _download(job, image, resolution, passed)
+            stored, passed = _had_already(job, image, resolution, passed) or _download(job, image, resolution, passed)
             name_file(job, image.id, stored.digest)
     public = resolution.kind != "image"
 
@@ -92,9 +94,8 @@ def _found(job: Job, image: Image) -> tuple[Resolution, Entry | None]:
     library = job.library()
     assert image.reference is not None
     if image.facts is not None and "source" in image.facts:
-        told = entry_of(image.facts)
-        passed = passing(library, [told], safe(image.reference))
-        return Resolution(image.reference, image.facts["kind"], (told,), image.facts["location"]), passed
+        known = resolution_of(image.reference, image.facts)
+        return known, passing(library, known.entries, safe(image.reference))
     resolution = library.resolver.resolve(image.reference, image.checksum, job.check)
     if not resolution.entries:
         may_be_fetched(library, resolution)
@@ -121,9 +122,9 @@ def _alone_with_the_bytes(job: Job, passed: Entry | None) -> Iterator[None]:
         yield
 
 
-def _had_already(job: Job, image: Image, passed: Entry | None) -> tuple[Stored, Entry] | None:
+def _had_already(job: Job, image: Image, resolution: Resolution, passed: Entry | None) -> tuple[Stored, Entry] | None:
     """The same bytes under another reference, verified by the same digest: by SHA-1 alone nothing is the same as what
-    a SHA-256 was verified of."""
+    a SHA-256 was verified of. Whatever else is said of them must be known to be true: if not, they are downloaded."""
     strongest = passed.strongest if passed else None
     if passed is None or strongest is None:
         return None
@@ -132,12 +133,26 @@ def _had_already(job: Job, image: Image, passed: Entry | None) -> tuple[Stored, 
     )
     with job.outside.database.read() as session:
         found = session.scalars(same).all()
-    return next(((_stored(other), passed) for other in found if _serves(job.library().cache, other, passed)), None)
+    library, said = job.library(), _said(resolution, passed)
+    other = next((other for other in found if _serves(library.cache, other, passed, said)), None)
+    if other is None:
+        return None
+    known = replace(passed, other_digests=tuple((other.source_digests or {}).values()))
+    return _stored(other), passing(library, [known], safe(resolution.reference))
 
 
-def _serves(cache: Cache, other: Image, passed: Entry) -> bool:
-    told = (other.facts or {}).get("size")
+def _said(resolution: Resolution, passed: Entry) -> set[tuple[str, str]]:
+    """Every digest that the asker demands, that the entry tells, and that a Marketplace's identifier is."""
+    named = {"sha1": sha1_of(passed.identifier)} if passed.identifier else {}
+    return {*resolution.checksums.items(), *passed.checksums.items(), *named.items()}
+
+
+def _serves(cache: Cache, other: Image, passed: Entry, said: set[tuple[str, str]]) -> bool:
+    facts = other.facts or {}
+    told = facts.get("size")
     if passed.format not in (None, other.source_format) or (passed.size and told and passed.size != told):
+        return False
+    if not said <= {*(other.source_digests or {}).items(), *facts.get("checksums", {}).items()}:
         return False
     assert other.digest is not None
     try:
@@ -180,7 +195,7 @@ def _wanted(job: Job, resolution: Resolution, passed: Entry | None) -> Wanted:
         assert resolution.location is not None
         return Wanted((resolution.location,), resolution.checksums or {}, None, None, most)
     locations = passed.locations or tuple(filter(None, [resolution.location]))
-    return Wanted(locations, passed.checksums, passed.size, passed.compression, most)
+    return Wanted(locations, passed.checksums, passed.size, passed.compression, most, also=resolution.checksums)
 
 
 def name_file(job: Job, image_id: UUID, digest: str) -> None:

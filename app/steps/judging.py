@@ -78,4 +78,9 @@ def report(reference: str, judgement: Judgement) -> dict[str, Any]:
 def facts_of(resolution: Resolution, passed: Entry | None) -> dict[str, Any]:
     """What an image's row keeps of how it was found."""
     kept = {} if passed is None else document(passed)
-    return kept | {"kind": resolution.kind, "location": resolution.location}
+    return kept | {"kind": resolution.kind, "location": resolution.location, "demanded": dict(resolution.checksums)}
+
+
+def resolution_of(reference: str, facts: dict[str, Any]) -> Resolution:
+    """The resolution that `facts_of` told of, with the one entry that passed."""
+    return Resolution(reference, facts["kind"], (entry_of(facts),), facts["location"], facts.get("demanded", {}))

@@ -203,6 +203,7 @@ MAGICS: dict[str, tuple[str, Maker]] = {
     "DMG": ("dmg", raw_with((-512, b"koly"))),
     "bochs": ("bochs", raw_with((0, b"Bochs Virtual HD Image"))),
     "cloop": ("cloop", raw_with((0, b"#!/bin/sh\n#V2.0 Format\n"))),
+    "VMDK seSparse": ("vmdk", raw_with((0, b"\xbe\xba\xfe\xca\0\0\0\0"))),
     "VMDK 3": ("vmdk", raw_with((0, b"COWD"))),
     "OVA": ("archive", raw_with((257, b"ustar"))),
     **{name: ("archive", raw_with((0, magic))) for name, magic in COMPRESSED.items()},

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
@@ -15,7 +15,7 @@ from uuid import UUID, uuid5
 from imagecache.cache import Cache, no_progress
 from imagecache.fetch import Wanted
 from imagecache.inspect import ImageLimits
-from imagecache.sandbox import Sandbox
+from imagecache.sandbox import NODES, Sandbox
 from imagecache.store import Store
 from imagecache.web import Web
 
@@ -121,3 +121,13 @@ def _main(step: str, root: str, act: str, argument: str) -> None:
 
 if __name__ == "__main__":
     _main(*sys.argv[1:])
+
+
+def nodes_of(device: Path) -> list[Path]:
+    """What sandboxes have of it at this moment; other tests have others."""
+    found = []
+    for path in NODES.glob("*/[0-9]*"):
+        with suppress(FileNotFoundError):
+            if path.stat().st_rdev == device.stat().st_rdev:
+                found.append(path)
+    return found

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from imagecache import fetch as module
 from imagecache import streams
 from imagecache.entries import ALGORITHMS, Fetched
 from imagecache.errors import (
@@ -151,12 +152,20 @@ def test_a_digest_may_be_that_of_either_stream(origin: Origin, fetcher: Fetcher,
         fetcher(origin.url("/image"), checksums=checksums, size=len(CONTENT) + len(stored("zst")) - len(described))
 
 
-def test_the_strongest_digest_decides(origin: Origin, fetcher: Fetcher) -> None:
+def test_no_digest_may_be_wrong_and_the_strongest_is_told(origin: Origin, fetcher: Fetcher) -> None:
     origin.put("/image", CONTENT)
     good, bad = digests(CONTENT), digests(b"another")
-    fetcher(origin.url("/image"), checksums={"sha1": bad["sha1"], "sha512": good["sha512"]})
-    with pytest.raises(WrongDigest, match="its sha512 is"):
-        fetcher(origin.url("/image"), checksums={"sha1": good["sha1"], "sha512": bad["sha512"]})
+    for wrong, told in ((bad["sha1"], "sha1"), (good["sha1"], "sha512")):
+        strong = good["sha512"] if told == "sha1" else bad["sha512"]
+        with pytest.raises(WrongDigest, match=f"its {told} is"):
+            fetcher(origin.url("/image"), checksums={"sha1": wrong, "sha512": strong})
+
+
+def test_digests_of_two_streams_are_none_of_one_image(origin: Origin, fetcher: Fetcher) -> None:
+    origin.put("/image", stored("gz"))
+    mixed = {"sha512": digests(CONTENT)["sha512"], "sha256": digests(stored("gz"))["sha256"]}
+    with pytest.raises(WrongDigest, match="its sha256 is"):
+        fetcher(origin.url("/image"), checksums=mixed)
 
 
 def test_a_wrong_digest_is_told(origin: Origin, fetcher: Fetcher) -> None:
@@ -170,8 +179,18 @@ def test_a_wrong_digest_is_told(origin: Origin, fetcher: Fetcher) -> None:
 @pytest.mark.parametrize("checksums", [SHA256, {}])
 def test_a_wrong_size_is_told(origin: Origin, fetcher: Fetcher, checksums: dict[str, str]) -> None:
     origin.put("/image", CONTENT)
-    with pytest.raises(WrongSize, match=f"it has {len(CONTENT)} bytes, not 17"):
-        fetcher(origin.url("/image"), checksums=checksums, size=17)
+    for size in (17, len(CONTENT) - 1, len(CONTENT) + 1):
+        with pytest.raises(WrongSize, match=f"bytes, not {size}|more than the {size} bytes"):
+            fetcher(origin.url("/image"), checksums=checksums, size=size)
+
+
+@pytest.mark.parametrize("kind", ["raw", "gz"])
+def test_no_more_is_read_than_it_should_have(origin: Origin, fetcher: Fetcher, kind: str) -> None:
+    """Of many bytes that nobody asked for, the first are enough to know."""
+    origin.put("/image", stored(kind) * 100)
+    with pytest.raises(WrongSize, match=f"more than the {MIB} bytes"):
+        fetcher(origin.url("/image"), size=MIB, max_size=1000 * MIB)
+    assert origin.served("/image") < 50 * len(stored(kind))
 
 
 def test_more_than_is_allowed_is_not_asked_for(origin: Origin, fetcher: Fetcher) -> None:
@@ -457,6 +476,30 @@ def test_a_silent_server_is_left(origin: Origin, fetcher: Fetcher) -> None:
     assert fetcher(origin.url("/image"), origin.url("/mirror"), attempts=2).location == origin.url("/mirror")
 
 
+@pytest.mark.parametrize("faults", [{}, {"etag": None, "breaks": [MIB] * 1000}], ids=["drips", "begins anew for ever"])
+def test_a_server_that_takes_too_long_is_left(
+    origin: Origin, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch, faults: dict[str, Any]
+) -> None:
+    """Each connection gets on well enough, and all of it not."""
+    monkeypatch.setattr(module, "PATIENCE", 1.0)
+    monkeypatch.setattr(module, "LEAST_RATE", 2 * MIB)
+    origin.put("/image", CONTENT, pause=0.05, **faults)
+    origin.put("/mirror", CONTENT)
+    assert fetcher(origin.url("/image"), origin.url("/mirror"), attempts=1000).location == origin.url("/mirror")
+    with pytest.raises(Unreachable, match="bytes a second on average"):
+        fetcher(origin.url("/image"), attempts=1000)
+
+
+def test_little_that_becomes_much_is_not_slow(
+    origin: Origin, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 4.0)
+    monkeypatch.setattr(module, "LEAST_RATE", 2 * MIB)
+    zeros = subprocess.run(TOOLS["gz"], input=bytes(400 * MIB), stdout=subprocess.PIPE, check=True).stdout
+    origin.put("/image", zeros, piece=len(zeros) // 12, pause=0.5)
+    assert fetcher(origin.url("/image"), checksums={}, max_size=500 * MIB).stored_size == len(zeros)
+
+
 def test_progress_is_that_of_the_bytes_sent(origin: Origin, fetcher: Fetcher) -> None:
     told: list[tuple[int, int]] = []
     origin.put("/image", stored("zst"), pause=0.02)
@@ -473,6 +516,18 @@ def test_a_decompressor_that_stands_still_is_ended(
     """As one would that a stranger's bytes took over."""
     monkeypatch.setattr(streams, "STALL", 1.0)
     monkeypatch.setattr(streams, "SOURCE", "import time; time.sleep(600)")
+    origin.put("/image", stored("gz"))
+    with pytest.raises(SandboxFailed, match="has not moved"):
+        fetcher(origin.url("/image"))
+
+
+def test_a_decompressor_that_does_not_end_is_ended(
+    origin: Origin, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gave all, and stays: the sandbox has its stdout open until all in it have ended."""
+    monkeypatch.setattr(streams, "STALL", 1.0)
+    source = "import os, time\nwhile os.read(0, 1 << 16): pass\nos.close(1)\ntime.sleep(600)"
+    monkeypatch.setattr(streams, "SOURCE", source)
     origin.put("/image", stored("gz"))
     with pytest.raises(SandboxFailed, match="has not moved"):
         fetcher(origin.url("/image"))

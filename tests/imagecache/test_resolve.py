@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import socket
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from imagecache.errors import (
     WrongDigest,
 )
 from imagecache.identifiers import identifier_of
+from imagecache.policy import Policy, judge
 from imagecache.resolve import Resolution, Resolver, Sources, read_checksum, take_checksums
 from imagecache.signatures import Trust
 from imagecache.web import Web
@@ -405,6 +407,24 @@ def test_an_entry_of_a_sha1_alone_says_so(
     assert resolver.resolve(IDENTIFIER).entries[0].strongest == ("sha1", digest(IMAGE, "sha1"))
     (found,) = resolver.by_digest(unknown, fetched("http://x/")).entries
     assert found.checksums == digests(IMAGE)
+
+
+def test_what_is_denied_is_so_packed_in_another_way_too(
+    market: Marketplace, resolver: Resolver, unknown: Resolution, jane: Endorser
+) -> None:
+    """Whoever endorses the packed bytes says nothing of what comes out."""
+    market.add(by(jane, b"compressed"))
+    came = fetched("http://x/", IMAGE, b"compressed")
+    (found,) = resolver.by_digest(unknown, came).entries
+    now = dt.datetime.now(dt.UTC)
+    assert judge(Policy(), [found], now).passed
+    for policy in (
+        Policy(deny_checksums=frozenset([digest(IMAGE).upper()])),
+        Policy(deny_images=frozenset([IDENTIFIER])),
+        Policy(allow_checksums=frozenset([digest(IMAGE)])),
+        Policy(allow_images=frozenset([IDENTIFIER])),
+    ):
+        assert judge(policy, [found], now).passed is None
 
 
 def test_bytes_nobody_knows(resolver: Resolver, unknown: Resolution) -> None:

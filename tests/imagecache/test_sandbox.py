@@ -29,6 +29,7 @@ from imagecache import sandbox as module
 from imagecache.errors import SandboxFailed
 from imagecache.sandbox import Limits, Sandbox
 from tests.blockdev.test_command import wait_until_gone
+from tests.imagecache.support import nodes_of
 
 #: (how it ended, what it wrote or what the error says)
 Outcome = tuple[str, str]
@@ -324,5 +325,37 @@ def test_a_device_is_given_by_a_node_of_its_own(place: Path) -> None:
         kind, said = outcome(write, read={"/device": device}, limits=Limits(file_size=1 << 20))
         assert (kind, "Permission denied" in said) == ("CommandFailed", True)
         assert outcome(write, write={"/device": device}, limits=Limits(file_size=1 << 20))[0] == "done"
+        assert nodes_of(device) == []
     assert disk.read_bytes()[:8] == b"changed\n"
-    assert list(Path("/dev").glob(f"stratus-sandbox-{os.getpid()}-*")) == []
+
+
+def test_nodes_and_files_are_taken_back_when_the_sandbox_cannot_be_made(place: Path) -> None:
+    (place / "file").touch()
+    (place / "disk").write_bytes(bytes(1 << 20))
+    with loop.attached(place / "disk") as device:
+        write = {"/device": device, "/file": place / "file", "/missing": place / "missing"}
+        with pytest.raises(SandboxFailed, match="cannot be made"):
+            Sandbox().popen(["true"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, write=write)
+        with pytest.raises(SandboxFailed, match="no user"):
+            Sandbox("no-such-user").run(["true"], timeout=10, read={"/device": device})
+        assert nodes_of(device) == []
+    assert (place / "file").stat().st_uid == os.geteuid()
+
+
+def test_nodes_of_one_that_was_killed_are_swept(place: Path) -> None:
+    (place / "disk").write_bytes(bytes(1 << 20))
+    mark, argv = sleepers()
+    with loop.attached(place / "disk") as device:
+        child = os.fork()
+        if child == 0:
+            try:
+                Sandbox().run(argv, timeout=300, read={"/device": device})
+            finally:
+                os._exit(1)
+        running(mark)
+        Sandbox().sweep()
+        assert len(nodes_of(device)) == 1
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        Sandbox().sweep()
+        assert nodes_of(device) == []

@@ -197,6 +197,12 @@ def test_an_endorser_is_no_ca(authority: Authority, trust: Trust) -> None:
     refused(sign(entry(IMAGE), not_a_ca.issue()), trust, "no CA that the site trusts")
 
 
+def test_an_endorser_whose_certificate_is_trusted_is_no_ca_either(tmp_path: Path) -> None:
+    mallory = Authority("Mallory", is_ca=False)
+    pinning = Trust((mallory.write(tmp_path / "mallory.pem"),))
+    refused(sign(entry(IMAGE), mallory.issue()), pinning, "no CA that the site trusts")
+
+
 def test_what_certificates_may_be_used_for(authority: Authority, trust: Trust) -> None:
     good = Authority("Below", authority, may_sign=True).issue(may_sign=True)
     assert read(sign(entry(IMAGE), good), trust).signed
