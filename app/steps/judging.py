@@ -28,8 +28,9 @@ def document(entry: Entry) -> dict[str, Any]:
 def entry_of(told: dict[str, Any]) -> Entry:
     """The entry that `document` told of."""
     times = {name: dt.datetime.fromisoformat(told[name]) for name in _TIMES if told.get(name)}
+    lists = {name: tuple(told.get(name, ())) for name in ("locations", "other_digests")}
     known = {name: told[name] for name in Entry.__dataclass_fields__ if name in told}
-    return Entry(**{**known, **times, "locations": tuple(told["locations"])})
+    return Entry(**{**known, **times, **lists})
 
 
 def judged(library: Library, entries: Iterable[Entry]) -> Judgement:
