@@ -56,7 +56,7 @@ def _initramfs(directory: Path, modules: Path) -> Path:
     shutil.copy(HERE / "init.sh", tree / "init")
     (tree / "init").chmod(0o755)
     shutil.copy(shutil.which("busybox") or "", tree / "bin/busybox")
-    for applet in ("sh", "mount", "mkdir", "insmod", "uname", "chmod", "chroot", "sync", "sleep"):
+    for applet in ("sh", "mount", "mkdir", "insmod", "uname", "chmod", "chroot", "unshare", "sync", "sleep"):
         (tree / "bin" / applet).symlink_to("busybox")
     files = _module_files(modules)
     for file in files:

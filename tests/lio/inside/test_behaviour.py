@@ -6,78 +6,29 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rtslib_fb import TPG, FabricModule, Target
 
-from app.config import read_effective
-from app.worker_process import tgt_host
-from iscsi.tgt_host import TgtHost
 from tests.lio.inside.conftest import CONFIGFS, wipe_lio
+from tests.lio.inside.sites import KINDS, MIB, ONE, TWO, Site, kernel, open_site, tgtd
 from tests.support.initiator import Initiator, InitiatorError
 from tests.support.kernel_initiator import IscsiadmFailed, KernelInitiator
-from tests.support.service import RunningService, initiator_of, running, wait_until
-from tests.support.thinpools import lvm, thin_pool
+from tests.support.service import initiator_of, wait_until
+from tests.support.thinpools import lvm
 
-ONE, TWO = "iqn.2026-11.org.example:one", "iqn.2026-11.org.example:two"
-MIB = 1 << 20
 #: What libiscsi is told (RFC 7143 §11.13.5: class and detail) when the secret is wrong, and when the name is.
 REFUSALS = {"tgt": ("(513)", "(515)"), "lio": ("(513)", "(514)")}
 
 
-@dataclass
-class Site:
-    """A running service with one pool, at `path`; `group` is the volume group of an lvm pool."""
-
-    service: RunningService
-    target: str
-    path: Path
-    group: str | None
-
-    def volume(self, size: int = 32 * MIB, **body: Any) -> str:
-        return str(self.service.admin.make_volume(size, **body)["id"])
-
-    def attach(self, volume: str, initiator: str = ONE, **body: Any) -> dict[str, Any]:
-        return self.service.admin.attach(volume, initiator, **body)
-
-    def detach(self, attachment: dict[str, Any]) -> None:
-        self.service.admin.detach(attachment["id"])
-
-
-@pytest.fixture(scope="module", params=["lio-lvm", "lio-directory", "tgt-lvm", "tgt-directory"])
+@pytest.fixture(scope="module", params=KINDS)
 def site(
     request: pytest.FixtureRequest, xfs: Path, iscsid: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
-    target, driver = str(request.param).split("-")
-    wipe_lio()
-    with ExitStack() as stack:
-        path, group = xfs / str(request.param), None
-        if driver == "lvm":
-            pool = stack.enter_context(thin_pool(tmp_path_factory.mktemp("lvm"), f"site-{target}", 512 * MIB))
-            path, group = pool.path, pool.group
-        else:
-            path.mkdir()
-        environment = {
-            "STRATUS_ISCSI__TARGET": target,
-            "STRATUS_POOLS__DEFAULT": json.dumps({"driver": driver, "path": str(path)}),
-            "STRATUS_SERVER__PROCESSES": "1",
-            "STRATUS_WORKER__LEASE": "15",
-            "STRATUS_WORKER__RECONCILE_INTERVAL": "3600",  # what a test breaks, nobody mends before it looks
-        }
-        service = stack.enter_context(running(tmp_path_factory.mktemp("site") / "home", environment))
-        yield Site(service, target, path, group)
-
-
-def kernel(attachment: dict[str, Any]) -> KernelInitiator:
-    """The kernel's initiator for an attachment."""
-    other = initiator_of(attachment)
-    return KernelInitiator(
-        other.portal, other.iqn, other.initiator, other.username, other.password, other.mutual, other.lun
-    )
+    with open_site(request.param, xfs, tmp_path_factory.mktemp("site")) as site:
+        yield site
 
 
 def shell(*argv: str | Path) -> None:
@@ -299,10 +250,6 @@ def wipe(site: Site) -> None:
     for state in target.inventory():
         wait_until(lambda volume_id=state.volume_id: target.drain(volume_id) == [])  # type: ignore[misc]
         target.remove(state.volume_id)
-
-
-def tgtd(site: Site) -> TgtHost:
-    return tgt_host(read_effective(site.service.home / "run" / "effective.json"))
 
 
 @contextmanager
