@@ -25,6 +25,7 @@ from app.auth import Caller
 from app.errors import FieldProblem, Problem
 from app.schemas import DryRun, IdempotencyKey, Label
 from app.service import Service
+from app.transfers import Line
 
 Model = TypeVar("Model", bound=BaseModel)
 #: A weak validator is none here: If-Match compares strongly (RFC 9110 §13.1.1).
@@ -205,11 +206,20 @@ class Call:
             return None
         if self.request.mimetype != "application/json":
             raise UnsupportedMediaType("Send the body as application/json.")
-        data = self.request.get_data()
+        data = self._received()
         # Werkzeug refuses a Content-Length over the limit, and silently cuts a chunked body at it.
         if len(data) >= (self.request.max_content_length or len(data) + 1):
             raise RequestEntityTooLarge
         return validate(declared, _checked_json(data), body=True)
+
+    def _received(self) -> bytes:
+        """The body; who sends it slower than any transfer may be is cut off."""
+        line = Line(self.request.environ.get("gunicorn.socket"))
+        line.begin(self.service.settings.server.idle, self.request.max_content_length or 0)
+        try:
+            return self.request.get_data()
+        finally:
+            line.done()
 
 
 def refuse(
