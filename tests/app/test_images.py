@@ -20,7 +20,7 @@ from app.db import Database
 from app.errors import Problem
 from app.models import Event, Image, ImageAsker, ImagePin, Operation, OperationWatcher
 from app.operations import IMAGE_REFUSALS, UNWELL
-from app.schemas import ImageCreate, ImageFilter, ImageUpdate, VolumeCreate
+from app.schemas import ImageCreate, ImageFilter, ImageUpdate, JudgementCreate, VolumeCreate
 from app.states import transition
 from imagecache import errors
 from tests.support import rows
@@ -250,6 +250,33 @@ def test_who_has_fewest_comes_first(there: There) -> None:
     there.ask(there.bob, "http://images.example.org/bob")
     found = [operations.claim(there.database, "host:1:1", "image", 30, share=9) for _ in range(4)]
     assert [o.actor for o in found if o] == ["alice", "bob", "alice", "alice"]
+
+
+def test_nobody_queues_more_than_the_site_lets_them(here: There, tmp_path: Path) -> None:
+    url = here.database.engine.url.render_as_string(hide_password=False)
+    here.settings = settings_for(tmp_path / "few", url, images={"asks": 2})
+    body = ImageCreate(reference="http://images.example.org/more")
+    here.ask(here.bob, "http://images.example.org/bob")
+    for number in range(2):
+        here.ask(here.alice, f"http://images.example.org/{number}")
+    assert here.refused(images.create, here.settings, here.alice, body) == "too-many-asks"
+    volume = VolumeCreate(image="http://images.example.org/more")
+    assert here.refused(from_image.create, here.settings, here.alice, volume) == "too-many-asks"
+    told = JudgementCreate(reference="http://images.example.org/more")
+    assert here.refused(images.judge, here.settings, here.alice, told) == "too-many-asks"
+    here.ask(here.alice, "http://images.example.org/bob")  # joins what is bob's
+    for number in range(3):
+        here.ask(here.admin, f"http://images.example.org/admin-{number}")
+    ended = operations.claim(here.database, "host:1:1", "image", 30, share=9)
+    assert ended is not None
+    with here.database.write() as session:
+        operations.finish(session, ended, "succeeded")
+    other = operations.claim(here.database, "host:1:1", "image", 30, share=9)
+    assert other is not None
+    assert {ended.actor, other.actor} == {"alice", "bob"}
+    with here.database.write() as session:
+        operations.finish(session, other, "succeeded")
+    assert here.do(images.create, here.settings, here.alice, body).state == "queued"
 
 
 # ---------------------------------------------------------------- what is depended on

@@ -169,17 +169,20 @@ def test_pace_is_told_for_people() -> None:
 def test_a_judgement_downloads_nothing(there: ImageHouse) -> None:
     asked = there.publish("/a.raw", content(1))
     body = JudgementCreate.model_validate(asked)
-    judged = there.house.ended(there.house.do(images.judge, there.alice, body))
+    judged = there.house.ended(there.house.do(images.judge, there.house.settings, there.alice, body))
     assert judged.result is not None
     assert judged.result["passed"]["checksums"] == {"sha256": asked["checksum"]}
     there.set_policy(deny_checksums=frozenset({asked["checksum"]}))
-    judged = there.house.ended(there.house.do(images.judge, there.alice, body))
+    judged = there.house.ended(there.house.do(images.judge, there.house.settings, there.alice, body))
     assert judged.result is not None
     assert judged.result["passed"] is None
     assert [refusal["rule"] for refusal in judged.result["refused"]] == ["checksum-denied"]
     assert (there.downloads("/a.raw"), there.rows(Image)) == (0, [])
     body = JudgementCreate(reference="nonsense")
-    assert there.house.ended(there.house.do(images.judge, there.alice, body)).error_code == "bad-reference"
+    assert (
+        there.house.ended(there.house.do(images.judge, there.house.settings, there.alice, body)).error_code
+        == "bad-reference"
+    )
 
 
 # ---------------------------------------------------------------- volumes
