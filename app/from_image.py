@@ -31,9 +31,8 @@ def create(session: Session, settings: Settings, caller: Caller, body: VolumeCre
     volume = volumes.insert(session, caller, body, size, pool, ("image", image.id))
     told = {"name": volume.name, "size": size, "pool": pool, "image": str(image.id)}
     record(session, caller.actor, "volume.create", ("volume", volume.id), **told)
-    return operations.enqueue(
-        session, "volume.from-image", caller, volume.id, ("volume", volume.id), image=str(image.id)
-    )
+    given = {"image": str(image.id), "by_reference": _as_id(body.image or "") is None}
+    return operations.enqueue(session, "volume.from-image", caller, volume.id, ("volume", volume.id), **given)
 
 
 def _image(session: Session, settings: Settings, caller: Caller, body: VolumeCreate) -> Image:

@@ -12,10 +12,11 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import update
 
 from app import capacity, image_care, images, pins, reconcile, volumes
 from app.db import Database
-from app.models import Image, Operation, User, Volume
+from app.models import Image, Operation, Pool, User, Volume
 from app.schemas import JudgementCreate
 from app.states import now
 from app.steps import golden
@@ -241,6 +242,35 @@ def test_a_golden_copy_goes_with_the_image_and_not_before_its_volumes(there: Ima
     there.at_rest()
 
 
+def test_a_golden_copy_that_no_volume_needs_gives_way_in_a_scarce_pool(there: ImageHouse) -> None:
+    image = there.fetched(**there.publish("/a.raw", content(1)))
+    made = there.volume(image=str(image.id))
+    there.house.chores.relieve_pools()
+    with there.house.database.write() as session:
+        session.execute(update(Pool).values(alarm="only little free"))
+    there.house.chores.relieve_pools()
+    assert len(there.golden()) == 1  # its volume's changes are found against it
+    there.house.ended(there.house.do(volumes.request_delete, there.alice, made.resource_id, None))
+    assert len(there.golden()) == 1
+    there.house.chores.relieve_pools()
+    assert there.golden() == []
+    assert there.house.outside.pools["default"].inventory() == []
+    there.at_rest()
+    assert there.volume(image=str(image.id)).state == "succeeded"
+
+
+def test_who_makes_a_volume_of_a_public_image_is_not_told_its_reference(there: ImageHouse) -> None:
+    """Which can hold a secret; who names it knows it."""
+    asked = there.publish("/a.raw", content(1))
+    image = there.fetched(**asked, visibility="public")
+    bob, carol = there.house.caller("bob"), there.house.caller("carol")
+    assert there.volume(bob, image=str(image.id)).state == "succeeded"
+    assert there.volume(carol, image=asked["reference"], checksum=asked["checksum"]).state == "succeeded"
+    with there.house.database.read() as session:
+        close = [images.shown(session, caller, [image])[image.id].close for caller in (there.alice, bob, carol)]
+    assert close == [True, False, True]
+
+
 def test_a_half_made_golden_copy_is_never_cloned(there: ImageHouse) -> None:
     data = content(1)
     image = there.fetched(**there.publish("/a.raw", data))
@@ -402,6 +432,28 @@ def test_a_full_cache_makes_room_before_it_refuses(database: Database, tmp_path:
             assert there.failed(**there.publish("/c.raw", content(3, 60 * MIB))) == "image-cache-full"
             there.at_rest()
             assert there.fetched(**there.publish("/d.raw", content(4, 8 * MIB))).state == "available"
+
+
+def test_nothing_goes_for_what_would_not_fit_all_the_same(there: ImageHouse) -> None:
+    image = there.fetched(**there.publish("/a.raw", content(1)))
+    usage = there.cache.usage()
+    assert not image_care.make_room(there.house.outside, 0, usage.size)
+    assert there.row(image.id) is not None
+    assert image_care.make_room(there.house.outside, 0)
+    there.house.settle()
+    assert there.row(image.id) is None
+    there.at_rest()
+
+
+def test_what_is_going_is_waited_for_before_more_goes(there: ImageHouse) -> None:
+    first, second = (there.fetched(**there.publish(f"/{n}.raw", content(n))) for n in range(2))
+    there.house.worker.stopping.set()
+    for thread in there.house._threads:
+        thread.join(60)
+    for _ in range(2):
+        assert image_care.make_room(there.house.outside, 1)
+    states = {image.id: image.state for image in there.rows(Image)}
+    assert states == {first.id: "deleting", second.id: "available"}
 
 
 def test_a_cache_that_is_not_mounted_serves_nothing_and_loses_nothing(there: ImageHouse) -> None:
