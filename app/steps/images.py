@@ -58,7 +58,8 @@ def fetch(job: Job) -> Settle:
     image = job.load(Image, state="fetching")
     with job.lock():
         resolution, passed = _found(job, image)
-        with _alone_with_the_bytes(job, passed), room(job, passed.size if passed else None):
+        size = passed.size if passed else None
+        with _alone_with_the_bytes(job, passed), room(job, size, size or 0):
             stored, passed = _had_already(job, image, passed) or _download(job, image, resolution, passed)
             name_file(job, image.id, stored.digest)
     public = resolution.kind != "image"
@@ -77,12 +78,12 @@ def fetch(job: Job) -> Settle:
 
 
 @contextmanager
-def room(job: Job, needed: int | None) -> Iterator[None]:
+def room(job: Job, needed: int | None, least: int = 0) -> Iterator[None]:
     """Where the cache is full, images that nobody needs make room, and the work is done once more."""
     try:
         yield
     except CacheFull as error:
-        if not make_room(job.outside, 2 * (needed or 0)):
+        if not make_room(job.outside, 2 * (needed or 0), least):
             raise
         raise Again(PATIENCE, "waiting for room in the cache of images") from error
 
