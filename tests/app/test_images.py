@@ -19,10 +19,11 @@ from app.config import Settings
 from app.db import Database
 from app.errors import Problem
 from app.models import Event, Image, ImageAsker, ImagePin, Operation, OperationWatcher
-from app.operations import IMAGE_REFUSALS, UNWELL
+from app.operations import IMAGE_REFUSALS, REFUSALS, UNWELL
 from app.schemas import ImageCreate, ImageFilter, ImageUpdate, JudgementCreate, VolumeCreate
 from app.states import transition
 from imagecache import errors
+from stratus.errors import Exit, OperationFailed
 from tests.support import rows
 from tests.support.databases import settings_for
 
@@ -415,3 +416,12 @@ def test_every_refusal_of_images_has_a_status() -> None:
     told = {"target-full"}  # told as pool-full
     assert below(errors.ImageError) - told == (IMAGE_REFUSALS - {"image-not-available"}) | UNWELL
     assert not IMAGE_REFUSALS & UNWELL
+
+
+def test_what_is_refused_at_once_and_later_ends_a_command_alike() -> None:
+    for codes, expected in ((IMAGE_REFUSALS | REFUSALS - {"cancelled"}, Exit.CONFLICT), (UNWELL, Exit.UNAVAILABLE)):
+        failed = {
+            code: OperationFailed({"id": "1", "kind": "k", "state": "failed", "error": {"code": code}})
+            for code in codes
+        }
+        assert {code for code, error in failed.items() if error.exit_code != expected} == set()
