@@ -28,7 +28,7 @@ from app.models import GoldenCopy, Image, ImageAsker, Operation, Snapshot, Volum
 from app.operations import Cancelled, actor_of, guarded
 from app.states import now, transition
 from app.steps import golden
-from app.steps.job import Again, CloneNeedsDetach, Job, Settle
+from app.steps.job import Again, CloneNeedsDetach, Job, Settle, Vanished
 from app.steps.judging import entry_of, facts_of, judged, may_be_fetched, passing, report, still_passes
 from app.steps.volumes import release_source
 from imagecache.cache import Cache
@@ -141,11 +141,7 @@ def _serves(cache: Cache, other: Image, passed: Entry) -> bool:
     if passed.format not in (None, other.source_format) or (passed.size and told and passed.size != told):
         return False
     assert other.digest is not None
-    try:
-        cache.path(other.digest)
-    except NotCached:
-        return False
-    return True
+    return _is_there(cache, other.digest)
 
 
 def _stored(image: Image) -> Stored:
@@ -371,11 +367,12 @@ def scrub(job: Job) -> Settle:
     digest, cache = image.digest, job.library().cache
     with job.lock():
         try:
-            sound = cache.verify(digest, job.meter("read"))
+            sound, there = cache.verify(digest, job.meter("read")), True
         except NotCached:
-            sound = False
+            sound, there = False, False
         if not sound:
-            lost(job.outside.database.write, cache, digest, actor_of(job.operation))
+            if not lost(job.outside.database.write, cache, digest, actor_of(job.operation), missing=not there):
+                raise Vanished  # it was evicted meanwhile
             return lambda session: _told(session, job.operation, "image.rotten", digest=digest)
 
     def settle(session: Session) -> None:
@@ -385,11 +382,15 @@ def scrub(job: Job) -> Settle:
     return settle
 
 
-def lost(write: Any, cache: Cache, digest: str, actor: Actor = SYSTEM) -> None:
-    """The file is not what it was, or not there: it is set aside, and no row offers it any more. Images that can be had
-    again are fetched; the others are in error, an alarm for whoever reads the events."""
+def lost(write: Any, cache: Cache, digest: str, actor: Actor = SYSTEM, *, missing: bool) -> bool:
+    """The file is not what it was, or `missing`: it is set aside, and no row offers it any more. Images that can be had
+    again are fetched; the others are in error, an alarm for whoever reads the events. Whether any row had offered it;
+    one that was missing and is there by now is left alone."""
     with cache.lock(f"file-{digest[:2]}"), write() as session:
-        for image in session.scalars(select(Image).where(Image.digest == digest, Image.state == "available")).all():
+        if missing and _is_there(cache, digest):
+            return False
+        offering = session.scalars(select(Image).where(Image.digest == digest, Image.state == "available")).all()
+        for image in offering:
             if image.origin_kind == "reference":
                 transition(session, Image, image.id, "fetching", only_from=("available",), error=None)
                 operations.enqueue(session, "image.fetch", None, image.id, ("image", image.id))
@@ -399,6 +400,15 @@ def lost(write: Any, cache: Cache, digest: str, actor: Actor = SYSTEM) -> None:
             depended = session.scalar(select(pinned()).where(Image.id == image.id))
             record(session, actor, "image.lost", ("image", image.id), digest=digest, pinned=bool(depended))
         cache.set_aside(digest)
+        return bool(offering)
+
+
+def _is_there(cache: Cache, digest: str) -> bool:
+    try:
+        cache.path(digest)
+    except NotCached:
+        return False
+    return True
 
 
 def scrub_failed(session: Session, operation: Operation, error: Exception) -> None:

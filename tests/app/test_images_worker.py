@@ -20,6 +20,7 @@ from app.models import Image, Operation, Pool, User, Volume
 from app.schemas import JudgementCreate
 from app.states import now
 from app.steps import golden
+from app.steps import images as steps
 from app.steps.job import pace
 from imagecache.identifiers import identifier_of
 from tests.support import rows
@@ -371,6 +372,17 @@ def test_a_rotten_image_is_set_aside_and_fetched_again(there: ImageHouse) -> Non
     assert there.downloads("/a.raw") == 2
     assert [len(there.events(kind)) for kind in ("image.lost", "image.rotten", "image.fetched")] == [1, 1, 2]
     there.at_rest()
+
+
+def test_what_is_there_again_is_not_lost(there: ImageHouse) -> None:
+    """Two who look at the same time find it missing; the first has it fetched, before the second acts."""
+    image = there.fetched(**there.publish("/a.raw", content(1)))
+    assert not steps.lost(there.house.database.write, there.cache, image.digest or "", missing=True)
+    there.file(image.digest).unlink()
+    assert steps.lost(there.house.database.write, there.cache, image.digest or "", missing=True)
+    there.house.settle()
+    assert there.file(image.digest).exists()
+    assert len(there.events("image.lost")) == 1
 
 
 def test_what_cannot_be_had_again_is_in_error_and_told(there: ImageHouse) -> None:
