@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from typing import BinaryIO
 from uuid import UUID
 
+from gunicorn.http.errors import ParseException
+
 from app.errors import Problem
 
 #: Bytes per second. Who is slower than half a megabit may come back for the rest.
@@ -96,7 +98,7 @@ class Line:
         try:
             while size > 0 and (data := body.read(min(size, _SWALLOW))):
                 size -= len(data)
-        except OSError:
+        except (OSError, ParseException):
             self.stop_reading()
         patience.cancel()
 

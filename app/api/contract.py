@@ -17,9 +17,10 @@ from uuid import UUID
 
 from flask import Request as FlaskRequest
 from flask import Response
+from gunicorn.http.errors import ParseException
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
-from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
+from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
 
 from app.auth import Caller
 from app.errors import FieldProblem, Problem
@@ -218,6 +219,8 @@ class Call:
         line.begin(self.service.settings.server.idle, self.request.max_content_length or 0)
         try:
             return self.request.get_data()
+        except ParseException:
+            raise BadRequest("The body's chunks are malformed (RFC 9112 §7.1).") from None
         finally:
             line.done()
 
