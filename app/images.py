@@ -78,17 +78,20 @@ def list_page(session: Session, caller: Caller, wanted: ImageFilter) -> Page[Ima
     branches = [filters]
     if not caller.sees_all:
         asked = Image.id.in_(select(ImageAsker.image_id).where(ImageAsker.user_id == caller.id))
-        branches = [[which, *filters] for which in (Image.owner_id == caller.id, Image.visibility == "public", asked)]
+        own, public = Image.owner_id == caller.id, Image.visibility == "public"
+        unnamed = wanted.name is None and wanted.owner is None  # of what was only asked for neither is told
+        branches = [[which, *filters] for which in (own, public, *([asked] if unnamed else []))]
     return page(session, Image, limit=wanted.limit, cursor=wanted.next, branches=branches, options=SHOWN)
 
 
 @dataclass(frozen=True)
 class Shown:
     """What a document says of an image beside its row: how much depends on it, and whether the caller is `close`: its
-    owner, one who asked for it, or an admin."""
+    owner, one who asked for it, or an admin; and whether its owner and name are for the caller."""
 
     pins: int
     close: bool
+    named: bool
 
 
 def shown(session: Session, caller: Caller, found: Collection[Image]) -> dict[UUID, Shown]:
@@ -96,10 +99,12 @@ def shown(session: Session, caller: Caller, found: Collection[Image]) -> dict[UU
     depending = holds.counts(session, identifiers)
     mine = ImageAsker.user_id == caller.id
     asked = set(session.scalars(select(ImageAsker.image_id).where(mine, ImageAsker.image_id.in_(identifiers))))
-    return {
-        image.id: Shown(depending.get(image.id, 0), caller.is_admin or image.owner_id == caller.id or image.id in asked)
-        for image in found
-    }
+    return {image.id: _shown(caller, image, depending.get(image.id, 0), image.id in asked) for image in found}
+
+
+def _shown(caller: Caller, image: Image, pins: int, asked: bool) -> Shown:
+    own = image.owner_id == caller.id
+    return Shown(pins, caller.is_admin or own or asked, caller.sees_all or own or image.visibility == "public")
 
 
 def safe(reference: str) -> str:
