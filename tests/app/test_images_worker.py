@@ -22,6 +22,7 @@ from app.states import now
 from app.steps import golden
 from app.steps import images as steps
 from app.steps.job import pace
+from app.worker import Worker
 from imagecache.identifiers import identifier_of
 from tests.support import rows
 from tests.support.endorsements import entry
@@ -145,6 +146,25 @@ def test_a_cancelled_fetch_leaves_nothing(there: ImageHouse) -> None:
     ended = there.cancel(operation)
     assert (ended.state, ended.error_code) == ("cancelled", "cancelled")
     assert there.rows(Image) == []
+    there.at_rest()
+
+
+def test_of_two_workers_the_one_that_lost_its_lease_hands_nothing_out(there: ImageHouse) -> None:
+    """It is still writing when another claims the fetch: that one waits for it to notice, and begins anew."""
+    database, asked = there.house.database, there.publish("/a.raw", content(1), pause=0.05)
+    operation = there.ask(**asked)
+    wait_until(lambda: there.downloads("/a.raw"), what="the first download")
+    other = Worker(there.house.outside, there.house.bus)
+    with database.write() as session:
+        over = now() - dt.timedelta(seconds=1)
+        claimed = {"lease_until": over, "fence": Operation.fence + 1}
+        session.execute(update(Operation).where(Operation.id == operation.id).values(**claimed))
+        taken = session.get_one(Operation, operation.id, populate_existing=True)
+    other.work(taken)
+    ended = there.house.ended(operation)
+    assert (ended.state, ended.fence) == ("succeeded", taken.fence)
+    assert there.downloads("/a.raw") == 2
+    assert len(there.events("image.fetched")) == 1
     there.at_rest()
 
 
