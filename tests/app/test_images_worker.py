@@ -156,8 +156,8 @@ def test_of_two_workers_the_one_that_lost_its_lease_hands_nothing_out(there: Ima
     wait_until(lambda: there.downloads("/a.raw"), what="the first download")
     other = Worker(there.house.outside, there.house.bus)
     with database.write() as session:
-        over = now() - dt.timedelta(seconds=1)
-        claimed = {"lease_until": over, "fence": Operation.fence + 1}
+        until = now() + dt.timedelta(seconds=600)
+        claimed = {"worker": other.name, "lease_until": until, "fence": Operation.fence + 1}
         session.execute(update(Operation).where(Operation.id == operation.id).values(**claimed))
         taken = session.get_one(Operation, operation.id, populate_existing=True)
     other.work(taken)
