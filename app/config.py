@@ -197,6 +197,7 @@ class Images(Section):
     require_signed_checksums: bool = False
     policy_file: AbsolutePath | None = Field(default=None, description="a policy.cfg of StratusLab")
     fetches: int = Field(default=4, ge=1, le=64, description="images that are fetched and made at once")
+    asks: int = Field(default=100, ge=1, description="fetches and judgements that one user has open at once")
     accel_prefix: str | None = Field(
         default=None, pattern=r"^/[!-~]*$", description="of nginx: X-Accel-Redirect to this internal location"
     )

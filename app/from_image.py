@@ -20,7 +20,7 @@ def create(session: Session, settings: Settings, caller: Caller, body: VolumeCre
     come, is 0 until then, and charged then."""
     if body.snapshot is not None or body.volume is not None:
         raise invalid("/image", "one-source", "A volume is made from one of an image, a snapshot and a volume.")
-    image = _image(session, caller, body)
+    image = _image(session, settings, caller, body)
     pool = volumes.pool_named(session, settings, body.pool)
     wanted = body.size if body.size is not None else image.size or 0
     if image.size is not None and wanted < image.size:
@@ -31,17 +31,16 @@ def create(session: Session, settings: Settings, caller: Caller, body: VolumeCre
     volume = volumes.insert(session, caller, body, size, pool, ("image", image.id))
     told = {"name": volume.name, "size": size, "pool": pool, "image": str(image.id)}
     record(session, caller.actor, "volume.create", ("volume", volume.id), **told)
-    return operations.enqueue(
-        session, "volume.from-image", caller, volume.id, ("volume", volume.id), image=str(image.id)
-    )
+    given = {"image": str(image.id), "by_reference": _as_id(body.image or "") is None}
+    return operations.enqueue(session, "volume.from-image", caller, volume.id, ("volume", volume.id), **given)
 
 
-def _image(session: Session, caller: Caller, body: VolumeCreate) -> Image:
+def _image(session: Session, settings: Settings, caller: Caller, body: VolumeCreate) -> Image:
     """The image, held until the volume that names it is written: from then on that pins it."""
     assert body.image is not None
     identifier = _as_id(body.image)
     if identifier is None:
-        return images.ask(session, caller, body.image, body.checksum)[0]
+        return images.ask(session, settings, caller, body.image, body.checksum)[0]
     if body.checksum is not None:
         raise invalid("/checksum", "no-reference", "An image's id says already which bytes it has.")
     image = images.find(session, caller, identifier)

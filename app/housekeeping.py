@@ -10,7 +10,7 @@ from collections.abc import Callable
 from uuid import UUID
 
 import structlog
-from sqlalchemy import delete, select
+from sqlalchemy import delete, or_, select
 from sqlalchemy.orm import Session
 
 from app import events, image_care, uploads
@@ -22,6 +22,7 @@ from app.models import IdempotencyKey, Pool
 from app.outside import Outside
 from app.reconcile import converge
 from app.states import now
+from app.steps import golden
 from app.watch import SessionWatch
 from blockdev.units import format_size
 from iscsi.target import TargetError
@@ -33,6 +34,8 @@ KEEP_ANSWERS = dt.timedelta(hours=24)
 SEAL = 0.5
 #: Per cent. A pool whose metadata is a space of its own takes no new work some time after that.
 METADATA_ALARM = 70.0
+#: Of what a pool may promise. Beyond it there is no golden copy that no volume needs.
+PROMISED_ALARM = 0.9
 
 
 class Housekeeping:
@@ -50,6 +53,7 @@ class Housekeeping:
             (SEAL, self.seal),
             (worker.head_interval, self.sign),
             (worker.pool_interval, self.watch_pools),
+            (worker.pool_interval, self.relieve_pools),
             (worker.pool_interval, self.watch_images),
             (worker.pool_interval, self.keep_uploads),
             (worker.pool_interval, self.watch_sessions),
@@ -117,6 +121,14 @@ class Housekeeping:
                 self._outside.pools.pop(name, None)
                 self._unusable(name, configured, str(error))
         self._unconfigured()
+
+    def relieve_pools(self) -> None:
+        """Where room is scarce, what is only kept to be quick goes: a golden copy at each look."""
+        scarce = or_(Pool.alarm.is_not(None), Pool.promised > Pool.size * Pool.overcommit_ratio * PROMISED_ALARM)
+        with self._outside.database.read() as session:
+            names = session.scalars(select(Pool.name).where(Pool.name.in_(self._outside.pools), scarce)).all()
+        for name in names:
+            golden.spare(self._outside, name)
 
     def _activate(self, name: str, configured: PoolSettings) -> None:
         with self._outside.database.read() as session:

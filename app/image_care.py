@@ -110,16 +110,23 @@ def tidy(outside: Outside) -> list[str]:
     return _let_go(outside, choose(found, sum(c.allocated for c in found), min(low, high), high))
 
 
-def make_room(outside: Outside, needed: int) -> bool:
-    """The cache is full: let the least recently used go, for `needed` bytes, or for a tenth of what is there. Whether
-    there was anything to let go, or something is going already."""
+def make_room(outside: Outside, needed: int, least: int = 0) -> bool:
+    """The cache is full: let the least recently used go, for `needed` bytes, or for a tenth of what is there; nothing
+    more while something is going already, and nothing for what needs `least` bytes and would not fit all the same.
+    Whether there will be more room."""
+    assert outside.library is not None
     with outside.database.read() as session:
         found = _candidates(session)
         going = select(Operation.id).where(Operation.kind == "image.delete", Operation.state.in_(OPEN)).limit(1)
         under_way = session.scalar(going) is not None
+    if under_way:
+        return True
+    can_go = sum(candidate.allocated for candidate in found if not candidate.pinned)
+    if outside.library.cache.usage().free + can_go - outside.settings.images.reserve < least:
+        return False
     held = sum(candidate.allocated for candidate in found)
-    wanted = max(needed, held // 10, 1)
-    return bool(_let_go(outside, choose(found, held, max(held - wanted, 0), max(held - wanted, 0)))) or under_way
+    left = max(held - max(needed, held // 10, 1), 0)
+    return bool(_let_go(outside, choose(found, held, left, left)))
 
 
 def _candidates(session: Session) -> list[Candidate]:

@@ -13,7 +13,7 @@ from app.models import GoldenCopy, Image, Operation
 from app.outside import Outside
 from app.steps import golden
 from app.steps.images import lost
-from imagecache.errors import ImageError, NotCached
+from imagecache.errors import ImageError
 
 MISSING, ORPHAN, GOLDEN_LOST, GOLDEN_LEFT = "image", "image-file", "golden-copy", "golden-copy-leftover"
 
@@ -86,12 +86,8 @@ def converge(outside: Outside, drift: Drift) -> None:
 
 
 def _refetch(outside: Outside, digest: str) -> None:
-    if outside.library is None:
-        return
-    try:
-        outside.library.cache.path(digest)
-    except NotCached:
-        lost(outside.database.write, outside.library.cache, digest)
+    if outside.library is not None:
+        lost(outside.database.write, outside.library.cache, digest, missing=True)
 
 
 def _remove_orphan(outside: Outside, digest: str) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, exists, or_, select, update
+from sqlalchemy import ColumnElement, exists, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, joinedload
 
@@ -78,17 +78,20 @@ def list_page(session: Session, caller: Caller, wanted: ImageFilter) -> Page[Ima
     branches = [filters]
     if not caller.sees_all:
         asked = Image.id.in_(select(ImageAsker.image_id).where(ImageAsker.user_id == caller.id))
-        branches = [[which, *filters] for which in (Image.owner_id == caller.id, Image.visibility == "public", asked)]
+        own, public = Image.owner_id == caller.id, Image.visibility == "public"
+        unnamed = wanted.name is None and wanted.owner is None  # of what was only asked for neither is told
+        branches = [[which, *filters] for which in (own, public, *([asked] if unnamed else []))]
     return page(session, Image, limit=wanted.limit, cursor=wanted.next, branches=branches, options=SHOWN)
 
 
 @dataclass(frozen=True)
 class Shown:
     """What a document says of an image beside its row: how much depends on it, and whether the caller is `close`: its
-    owner, one who asked for it, or an admin."""
+    owner, one who asked for it, or an admin; and whether its owner and name are for the caller."""
 
     pins: int
     close: bool
+    named: bool
 
 
 def shown(session: Session, caller: Caller, found: Collection[Image]) -> dict[UUID, Shown]:
@@ -96,10 +99,12 @@ def shown(session: Session, caller: Caller, found: Collection[Image]) -> dict[UU
     depending = holds.counts(session, identifiers)
     mine = ImageAsker.user_id == caller.id
     asked = set(session.scalars(select(ImageAsker.image_id).where(mine, ImageAsker.image_id.in_(identifiers))))
-    return {
-        image.id: Shown(depending.get(image.id, 0), caller.is_admin or image.owner_id == caller.id or image.id in asked)
-        for image in found
-    }
+    return {image.id: _shown(caller, image, depending.get(image.id, 0), image.id in asked) for image in found}
+
+
+def _shown(caller: Caller, image: Image, pins: int, asked: bool) -> Shown:
+    own = image.owner_id == caller.id
+    return Shown(pins, caller.is_admin or own or asked, caller.sees_all or own or image.visibility == "public")
 
 
 def safe(reference: str) -> str:
@@ -121,7 +126,8 @@ def create(session: Session, settings: Settings, caller: Caller, body: ImageCrea
     if body.checksum is not None and body.reference is None:
         raise invalid("/checksum", "no-reference", "A checksum belongs to a reference; that of an upload stands in it.")
     if body.reference is not None:
-        image, operation = ask(session, caller, body.reference, body.checksum, body.name, body.visibility)
+        told = body.reference, body.checksum, body.name, body.visibility
+        image, operation = ask(session, settings, caller, *told)
         return operation or operations.enqueue(session, "image.join", caller, new_id(), ("image", image.id))
     if body.upload is not None:
         return _expect(session, settings, caller, body)
@@ -130,6 +136,7 @@ def create(session: Session, settings: Settings, caller: Caller, body: ImageCrea
 
 def ask(
     session: Session,
+    settings: Settings,
     caller: Caller,
     reference: str,
     checksum: str | None,
@@ -146,13 +153,13 @@ def ask(
         image = session.scalar(_of_key(key))
         begun: tuple[Image, Operation | None] | None
         if image is None:
-            begun = _begin(session, caller, reference, checksum, name, visibility)
+            begun = _begin(session, settings, caller, reference, checksum, name, visibility)
         elif image.state == "available":
             begun = (image, None) if holds.hold(session, image.id, "available") else None
         elif image.state == "fetching":
             begun = _join(session, caller, image)
         else:
-            begun = _begin_again(session, caller, image)
+            begun = _begin_again(session, settings, caller, image)
         if begun:
             return begun
     raise conflict("changed-meanwhile", "The image was changed by others all the time; try again.")
@@ -171,7 +178,13 @@ def _of_key(key: str) -> Any:
 
 
 def _begin(
-    session: Session, caller: Caller, reference: str, checksum: str | None, name: str | None, visibility: str | None
+    session: Session,
+    settings: Settings,
+    caller: Caller,
+    reference: str,
+    checksum: str | None,
+    name: str | None,
+    visibility: str | None,
 ) -> tuple[Image, Operation] | None:
     """None when somebody else began at the same moment."""
     key = request_key(reference, checksum)
@@ -179,13 +192,26 @@ def _begin(
     if not add_once(session, image):
         return None
     record(session, caller.actor, "image.create", ("image", image.id), reference=safe(reference), name=name)
-    return image, _fetch(session, caller, image, visibility)
+    return image, _fetch(session, settings, caller, image, visibility)
 
 
-def _fetch(session: Session, caller: Caller, image: Image, visibility: str | None = None) -> Operation:
+def _fetch(
+    session: Session, settings: Settings, caller: Caller, image: Image, visibility: str | None = None
+) -> Operation:
+    _require_patience(session, settings, caller)
     operation = operations.enqueue(session, "image.fetch", caller, image.id, ("image", image.id), visibility=visibility)
     _take_part(session, caller, image, operation)
     return operation
+
+
+def _require_patience(session: Session, settings: Settings, caller: Caller) -> None:
+    """Problem 409 when the caller has as much open in the lane of images as one may. It keeps the queue short, and is
+    no quota: of requests at the same moment a few more may pass. What others began and the caller joined is theirs."""
+    mine = (Operation.principal_id == caller.id, Operation.lane == "image", Operation.state.in_(OPEN))
+    begun = session.scalar(select(func.count()).where(*mine)) or 0
+    if begun >= settings.images.asks and not caller.is_admin:
+        detail = f"{begun} images and judgements that you asked for are not done yet: wait for some, or cancel them."
+        raise conflict("too-many-asks", detail)
 
 
 def _take_part(session: Session, caller: Caller, image: Image, operation: Operation) -> None:
@@ -208,7 +234,7 @@ def _join(session: Session, caller: Caller, image: Image) -> tuple[Image, Operat
     return image, operation
 
 
-def _begin_again(session: Session, caller: Caller, image: Image) -> tuple[Image, Operation] | None:
+def _begin_again(session: Session, settings: Settings, caller: Caller, image: Image) -> tuple[Image, Operation] | None:
     """One that was there and was lost is fetched anew under the same id: volumes made from it name that."""
     try:
         with session.begin_nested():
@@ -218,7 +244,7 @@ def _begin_again(session: Session, caller: Caller, image: Image) -> tuple[Image,
         return None  # another row of the same request lives by now
     session.refresh(image)
     record(session, caller.actor, "image.refetch", ("image", image.id))
-    return image, _fetch(session, caller, image)
+    return image, _fetch(session, settings, caller, image)
 
 
 def add_once(session: Session, row: Any) -> bool:
@@ -264,6 +290,7 @@ def _copy(session: Session, settings: Settings, caller: Caller, body: ImageCreat
     kind = "snapshot" if isinstance(source, Snapshot) else "volume"
     if source.size > settings.images.max_size:
         raise conflict("image-too-large", f"The {kind} is larger than images may be here.")
+    _require_patience(session, settings, caller)
     capacity.reserve_kept(session, settings, caller.id, source.size)
     image = _row(
         caller, body.name, "fetching", kind, origin_id=source.id, visibility=body.visibility or "private",
@@ -289,8 +316,9 @@ def _source(session: Session, caller: Caller, body: ImageCreate) -> Volume | Sna
 # ---------------------------------------------------------------- judgements
 
 
-def judge(session: Session, caller: Caller, body: JudgementCreate) -> Operation:
+def judge(session: Session, settings: Settings, caller: Caller, body: JudgementCreate) -> Operation:
     """What the policy says to a reference; nothing is downloaded, and no image made."""
+    _require_patience(session, settings, caller)
     subject = new_id()
     record(session, caller.actor, "image.judge", reference=safe(body.reference))
     given = {"reference": body.reference, "checksum": body.checksum}

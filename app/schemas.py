@@ -434,10 +434,10 @@ class ImageOrigin(Document):
 
 class ImageDocument(Document):
     id: UUID
-    name: str | None
+    name: str | None = Field(description="its owner's, like the owner not told of another's private image")
     state: ImageStateName
     error: str | None = None
-    owner: str
+    owner: str | None
     visibility: Visibility
     origin: ImageOrigin
     reference: str | None = Field(None, description="told to who asked for it and to admins: a URL can hold secrets")

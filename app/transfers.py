@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from typing import BinaryIO
 from uuid import UUID
 
+from gunicorn.http.errors import ParseException
+
 from app.errors import Problem
 
 #: Bytes per second. Who is slower than half a megabit may come back for the rest.
@@ -86,18 +88,19 @@ class Line:
         self._shut(socket.SHUT_RD)
 
     def swallow(self, body: BinaryIO, size: int) -> None:
-        """Read the rest of a body that is not wanted, if it comes at once: who is still sending reads no answer."""
+        """Read the rest of a body that is not wanted, if it comes at once: who is still sending reads no answer.
+        One that was read already costs nothing."""
         if self._connection is None or size == 0:
             return
         patience = threading.Timer(PATIENCE, self.stop_reading)
         patience.daemon = True
         patience.start()
-        with suppress(OSError):
+        try:
             while size > 0 and (data := body.read(min(size, _SWALLOW))):
                 size -= len(data)
-        patience.cancel()
-        if size > 0:
+        except (OSError, ParseException):
             self.stop_reading()
+        patience.cancel()
 
     def _shut(self, how: int) -> None:
         if self._connection is not None:

@@ -196,6 +196,10 @@ class Worker:
     def work(self, operation: Operation) -> None:
         """Act, and commit what became of it together with the operation's end."""
         job = Job(operation, self.outside, self.stopping)
+        if operation.kind not in HANDLERS:  # of a newer version: it would come back for ever
+            unknown = Refusal("unknown-kind", f"This version of the service knows no {operation.kind}.")
+            self._end(operation, "failed", lambda session: None, unknown)
+            return
         try:
             settle = HANDLERS[operation.kind].run(job)
             self._end(operation, "succeeded", settle)

@@ -208,7 +208,10 @@ EXIT_OF_STATUS: Mapping[int, Exit] = {
 }
 
 #: Failures of long work that the state of things explains; other failures of a target or a pool are theirs.
-_CONFLICTS = frozenset({"pool-full", "pool-low-space", "pool-overcommitted", "backing-missing", "size-mismatch"})
+_CONFLICTS = frozenset((
+    "pool-full", "pool-low-space", "pool-overcommitted", "backing-missing", "size-mismatch", "size-too-large",
+    "size-too-small", "quota-exceeded", "snapshot-needs-detach", "clone-needs-detach", "changed-meanwhile",
+))  # fmt: skip
 #: The image, or what is said about it, is refused: as when that is answered at once, with 409.
 _REFUSED_IMAGES = frozenset((
     "image-failed", "bad-reference", "no-image-entry", "bad-metadata", "bad-signature", "bad-checksum-file",

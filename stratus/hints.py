@@ -89,6 +89,7 @@ HINTS: Mapping[str, str] = {
     "image-cache-unusable": _ADMIN,
     "image-not-available": "see its state with: stratus-describe-images ID",
     "image-pinned": "machines, volumes or pins need it: stratus-pin-image ID --list shows them to an admin",
+    "too-many-asks": "see what is still to come with: stratus-describe-operations",
     "image-not-receiving": "see its state with: stratus-describe-images ID",
     "upload-no-room": "try again later, or ask an admin to make room",
     "upload-busy": "another stratus-upload-image is sending it",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import version
 
 from flask import Blueprint, Flask, Request, Response, jsonify, request
@@ -14,6 +15,7 @@ from app.api.openapi import describe
 from app.auth import Caller, sign_in
 from app.errors import Problem
 from app.service import Service
+from app.transfers import Line
 
 ROUTES: tuple[Routes, ...] = (
     volumes.routes, attachments.routes, snapshots.routes, images.routes, content.routes, operations.routes,
@@ -28,6 +30,7 @@ def install(app: Flask, service: Service) -> None:
         for operation in routes.operations:
             _route(blueprint, service, operation)
         app.register_blueprint(blueprint)
+    app.after_request(_leave_nothing_unread)
     document = describe((o for routes in ROUTES for o in routes.operations), version("stratus-storage"))
     app.add_url_rule("/v1/openapi.json", "openapi", lambda: jsonify(document), provide_automatic_options=False)
     app.url_map.merge_slashes = False  # a path is what it is: no redirect in HTML to another one
@@ -37,6 +40,16 @@ def install(app: Flask, service: Service) -> None:
     app.register_error_handler(TimeoutError, _database_error)
     app.register_error_handler(IntegrityError, _integrity_error)
     app.register_error_handler(Exception, _crash)
+
+
+def _leave_nothing_unread(response: Response) -> Response:
+    """What is left of the body of a request that is answered already (401, 404, 422), the server would wait for, in
+    threads that others need."""
+    size = request.content_length
+    if size is None and "Transfer-Encoding" in request.headers:
+        size = sys.maxsize
+    Line(request.environ.get("gunicorn.socket")).swallow(request.environ["wsgi.input"], size or 0)
+    return response
 
 
 def _route(blueprint: Blueprint, service: Service, operation: Operation) -> None:

@@ -17,14 +17,16 @@ from uuid import UUID
 
 from flask import Request as FlaskRequest
 from flask import Response
+from gunicorn.http.errors import ParseException
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
-from werkzeug.exceptions import RequestEntityTooLarge, UnsupportedMediaType
+from werkzeug.exceptions import BadRequest, RequestEntityTooLarge, UnsupportedMediaType
 
 from app.auth import Caller
 from app.errors import FieldProblem, Problem
 from app.schemas import DryRun, IdempotencyKey, Label
 from app.service import Service
+from app.transfers import Line
 
 Model = TypeVar("Model", bound=BaseModel)
 #: A weak validator is none here: If-Match compares strongly (RFC 9110 §13.1.1).
@@ -205,11 +207,22 @@ class Call:
             return None
         if self.request.mimetype != "application/json":
             raise UnsupportedMediaType("Send the body as application/json.")
-        data = self.request.get_data()
+        data = self._received()
         # Werkzeug refuses a Content-Length over the limit, and silently cuts a chunked body at it.
         if len(data) >= (self.request.max_content_length or len(data) + 1):
             raise RequestEntityTooLarge
         return validate(declared, _checked_json(data), body=True)
+
+    def _received(self) -> bytes:
+        """The body; who sends it slower than any transfer may be is cut off."""
+        line = Line(self.request.environ.get("gunicorn.socket"))
+        line.begin(self.service.settings.server.idle, self.request.max_content_length or 0)
+        try:
+            return self.request.get_data()
+        except ParseException:
+            raise BadRequest("The body's chunks are malformed (RFC 9112 §7.1).") from None
+        finally:
+            line.done()
 
 
 def refuse(

@@ -90,14 +90,16 @@ _FACTS = ("title", "os", "endorser")
 
 
 def image(record: Image, more: Shown) -> ImageDocument:
-    """The reference, and what went wrong, are told only to those who are close: a URL can hold secrets."""
+    """The reference, and what went wrong, are told only to those who are close: a URL can hold secrets. Who asked for
+    what somebody else had asked for shares it, and does not learn whose it is."""
     facts = record.facts or {}
     origin = {"kind": record.origin_kind, "id": record.origin_id if more.close else None}
     return ImageDocument.model_validate(
         _members(record, ImageDocument)
         | {name: facts.get(name) for name in _FACTS}
         | {
-            "owner": record.owner.name,
+            "name": record.name if more.named else None,
+            "owner": record.owner.name if more.named else None,
             "origin": origin,
             "error": record.error if more.close else None,
             "reference": record.reference if more.close else None,

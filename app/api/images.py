@@ -135,4 +135,5 @@ def create_judgement(call: Call) -> Answer:
         judged = session.scalars(select(Operation).where(Operation.resource_id == identifier)).one()
         return Answer(200, JudgementDocument.model_validate(judged.result))
 
-    return mutate(call, lambda session: images.judge(session, call.caller, call.body), answer)
+    settings = call.service.settings
+    return mutate(call, lambda session: images.judge(session, settings, call.caller, call.body), answer)

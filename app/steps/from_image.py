@@ -40,7 +40,7 @@ def from_image(job: Job) -> Settle:
     def settle(session: Session) -> None:
         transition(session, Volume, volume.id, "available", error=None)
         change(session, update(Image).where(Image.id == image.id).values(used_at=now()))
-        if job.operation.principal_id is not None:
+        if job.operation.principal_id is not None and _by_reference(job):
             add_once(session, ImageAsker(image_id=image.id, user_id=job.operation.principal_id))
         told(session, job.operation, "volume.created", volume.id, image=str(image.id), digest=image.digest)
 
@@ -59,8 +59,15 @@ def _image(job: Job, volume: Volume) -> Image:
     if fetching:
         raise Again(PATIENCE, f"waiting for the image: {operation.progress if operation else 0} %")
     if operation is not None and operation.error_code:
-        raise Refusal(operation.error_code, operation.error_detail or "The image could not be had.")
+        told = operation.error_detail if _by_reference(job) else None
+        raise Refusal(operation.error_code, told or "The image could not be had.")
     raise Refusal("image-not-available", "The image is gone, or in error.")
+
+
+def _by_reference(job: Job) -> bool:
+    """Whoever named the image by its reference may be told that, and what became of it; by its id, anybody who sees a
+    public image can name it."""
+    return bool(job.operation.parameters.get("by_reference"))
 
 
 def _work_on(image_id: UUID):  # type: ignore[no-untyped-def]

@@ -103,6 +103,19 @@ def unneeded() -> list[object]:
     return [~begun]
 
 
+def spare(outside: Outside, pool_name: str) -> bool:
+    """The pool has little room: of its golden copies that no volume needs, the least recently used goes; whether one
+    did."""
+    idle = select(GoldenCopy.id).where(
+        GoldenCopy.pool == pool_name,
+        GoldenCopy.state == "available",
+        *unneeded(),  # type: ignore[arg-type]
+    )
+    with outside.database.read() as session:
+        oldest = session.scalar(idle.order_by(GoldenCopy.used_at).limit(1))
+    return oldest is not None and remove(outside, oldest)
+
+
 def remove(outside: Outside, identifier: UUID) -> bool:
     """Take a golden copy away that no volume needs; whether it is gone. Skipped while its pool is not active."""
     with outside.lock(identifier, "data"):

@@ -29,7 +29,7 @@ from app.models import GoldenCopy, Image, ImageAsker, Operation, Snapshot, Volum
 from app.operations import Cancelled, actor_of, guarded
 from app.states import now, transition
 from app.steps import golden
-from app.steps.job import Again, CloneNeedsDetach, Job, Settle
+from app.steps.job import Again, CloneNeedsDetach, Job, Settle, Vanished
 from app.steps.judging import entry_of, facts_of, judged, may_be_fetched, passing, report, resolution_of, still_passes
 from app.steps.volumes import release_source
 from imagecache.cache import Cache
@@ -60,7 +60,8 @@ def fetch(job: Job) -> Settle:
     image = job.load(Image, state="fetching")
     with job.lock():
         resolution, passed = _found(job, image)
-        with _alone_with_the_bytes(job, passed), room(job, passed.size if passed else None):
+        size = passed.size if passed else None
+        with _alone_with_the_bytes(job, passed), room(job, size, size or 0):
             stored, passed = _had_already(job, image, resolution, passed) or _download(job, image, resolution, passed)
             name_file(job, image.id, stored.digest)
     public = resolution.kind != "image"
@@ -79,12 +80,12 @@ def fetch(job: Job) -> Settle:
 
 
 @contextmanager
-def room(job: Job, needed: int | None) -> Iterator[None]:
+def room(job: Job, needed: int | None, least: int = 0) -> Iterator[None]:
     """Where the cache is full, images that nobody needs make room, and the work is done once more."""
     try:
         yield
     except CacheFull as error:
-        if not make_room(job.outside, 2 * (needed or 0)):
+        if not make_room(job.outside, 2 * (needed or 0), least):
             raise
         raise Again(PATIENCE, "waiting for room in the cache of images") from error
 
@@ -155,11 +156,7 @@ def _serves(cache: Cache, other: Image, passed: Entry, said: set[tuple[str, str]
     if not said <= {*(other.source_digests or {}).items(), *facts.get("checksums", {}).items()}:
         return False
     assert other.digest is not None
-    try:
-        cache.path(other.digest)
-    except NotCached:
-        return False
-    return True
+    return _is_there(cache, other.digest)
 
 
 def _stored(image: Image) -> Stored:
@@ -385,11 +382,12 @@ def scrub(job: Job) -> Settle:
     digest, cache = image.digest, job.library().cache
     with job.lock():
         try:
-            sound = cache.verify(digest, job.meter("read"))
+            sound, there = cache.verify(digest, job.meter("read")), True
         except NotCached:
-            sound = False
+            sound, there = False, False
         if not sound:
-            lost(job.outside.database.write, cache, digest, actor_of(job.operation))
+            if not lost(job.outside.database.write, cache, digest, actor_of(job.operation), missing=not there):
+                raise Vanished  # it was evicted meanwhile
             return lambda session: _told(session, job.operation, "image.rotten", digest=digest)
 
     def settle(session: Session) -> None:
@@ -399,11 +397,15 @@ def scrub(job: Job) -> Settle:
     return settle
 
 
-def lost(write: Any, cache: Cache, digest: str, actor: Actor = SYSTEM) -> None:
-    """The file is not what it was, or not there: it is set aside, and no row offers it any more. Images that can be had
-    again are fetched; the others are in error, an alarm for whoever reads the events."""
+def lost(write: Any, cache: Cache, digest: str, actor: Actor = SYSTEM, *, missing: bool) -> bool:
+    """The file is not what it was, or `missing`: it is set aside, and no row offers it any more. Images that can be had
+    again are fetched; the others are in error, an alarm for whoever reads the events. Whether any row had offered it;
+    one that was missing and is there by now is left alone."""
     with cache.lock(f"file-{digest[:2]}"), write() as session:
-        for image in session.scalars(select(Image).where(Image.digest == digest, Image.state == "available")).all():
+        if missing and _is_there(cache, digest):
+            return False
+        offering = session.scalars(select(Image).where(Image.digest == digest, Image.state == "available")).all()
+        for image in offering:
             if image.origin_kind == "reference":
                 transition(session, Image, image.id, "fetching", only_from=("available",), error=None)
                 operations.enqueue(session, "image.fetch", None, image.id, ("image", image.id))
@@ -413,6 +415,15 @@ def lost(write: Any, cache: Cache, digest: str, actor: Actor = SYSTEM) -> None:
             depended = session.scalar(select(pinned()).where(Image.id == image.id))
             record(session, actor, "image.lost", ("image", image.id), digest=digest, pinned=bool(depended))
         cache.set_aside(digest)
+        return bool(offering)
+
+
+def _is_there(cache: Cache, digest: str) -> bool:
+    try:
+        cache.path(digest)
+    except NotCached:
+        return False
+    return True
 
 
 def scrub_failed(session: Session, operation: Operation, error: Exception) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import requests
 
 from tests.api.support import MIB, NOWHERE, initiator, problem, query, unchanged
+from tests.support.contents import Raw
 from tests.support.service import Api, RunningService
 
 LARGEST_BODY = 256 * 1024
@@ -49,6 +51,17 @@ def send(
 
 
 # ---------------------------------------------------------------- bodies
+
+
+@pytest.mark.parametrize(("token", "status"), [(None, 400), ("Bearer nobody's", 401)])
+def test_chunks_that_are_none_are_the_clients_fault(site: Site, token: str | None, status: int) -> None:
+    headers = {"Transfer-Encoding": "chunked", "Content-Type": "application/json"}
+    signed = {} if token is None else {"Authorization": token}
+    with closing(Raw(site.alice, "POST", "/v1/volumes", headers | signed)) as sender:
+        sender.send(b"no chunk\r\n")
+        assert sender.status() == status
+        assert sender.ended()
+
 
 GOOD = b'{"size": 1048576}'
 NOT_JSON = {

@@ -27,6 +27,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningService
         "STRATUS_IMAGES__MAX_SOURCE_SIZE": str(1 << 50),
         "STRATUS_QUOTA__SIZE": str(1 << 62),
         "STRATUS_QUOTA__COUNT": "1000000",
+        # Most references name nobody: where no name server answers, that is soon known (resolv.conf(5)).
+        "RES_OPTIONS": "timeout:1 attempts:1",
     }
     with running(tmp_path_factory.mktemp("explored") / "home", environment) as started:
         yield started

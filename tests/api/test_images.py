@@ -76,6 +76,16 @@ def test_who_sees_an_image_and_its_reference(
     assert answer.headers["ETag"].startswith('"v')
 
 
+def test_who_asked_for_the_same_does_not_learn_whose_it_is(who: dict[str, Api], image: dict[str, Any]) -> None:
+    told = {name: who[name].show(f"/v1/images/{image['id']}") for name in ("owner", "asker", "node", "admin")}
+    mine, nobody = ("owner", "mine"), (None, None)
+    assert {name: (found["owner"], found["name"]) for name, found in told.items()} == {
+        "owner": mine, "asker": nobody, "node": mine, "admin": mine
+    }  # fmt: skip
+    for words in ({"owner": "owner"}, {"name": "mine"}):
+        assert who["asker"].get("/v1/images", params=words).json()["items"] == []
+
+
 #: method, path below the image, body: what an asker, a stranger, a node are told.
 MATRIX: list[tuple[str, str, Any, tuple[str | None, str | None, str | None]]] = [
     ("PATCH", "", {"name": "x"}, ("not-owner", "image-not-found", "not-owner")),

@@ -19,10 +19,11 @@ from app.config import Settings
 from app.db import Database
 from app.errors import Problem
 from app.models import Event, Image, ImageAsker, ImagePin, Operation, OperationWatcher
-from app.operations import IMAGE_REFUSALS, UNWELL
-from app.schemas import ImageCreate, ImageFilter, ImageUpdate, VolumeCreate
+from app.operations import IMAGE_REFUSALS, REFUSALS, UNWELL
+from app.schemas import ImageCreate, ImageFilter, ImageUpdate, JudgementCreate, VolumeCreate
 from app.states import transition
 from imagecache import errors
+from stratus.errors import Exit, OperationFailed
 from tests.support import rows
 from tests.support.databases import settings_for
 
@@ -252,6 +253,33 @@ def test_who_has_fewest_comes_first(there: There) -> None:
     assert [o.actor for o in found if o] == ["alice", "bob", "alice", "alice"]
 
 
+def test_nobody_queues_more_than_the_site_lets_them(here: There, tmp_path: Path) -> None:
+    url = here.database.engine.url.render_as_string(hide_password=False)
+    here.settings = settings_for(tmp_path / "few", url, images={"asks": 2})
+    body = ImageCreate(reference="http://images.example.org/more")
+    here.ask(here.bob, "http://images.example.org/bob")
+    for number in range(2):
+        here.ask(here.alice, f"http://images.example.org/{number}")
+    assert here.refused(images.create, here.settings, here.alice, body) == "too-many-asks"
+    volume = VolumeCreate(image="http://images.example.org/more")
+    assert here.refused(from_image.create, here.settings, here.alice, volume) == "too-many-asks"
+    told = JudgementCreate(reference="http://images.example.org/more")
+    assert here.refused(images.judge, here.settings, here.alice, told) == "too-many-asks"
+    here.ask(here.alice, "http://images.example.org/bob")  # joins what is bob's
+    for number in range(3):
+        here.ask(here.admin, f"http://images.example.org/admin-{number}")
+    ended = operations.claim(here.database, "host:1:1", "image", 30, share=9)
+    assert ended is not None
+    with here.database.write() as session:
+        operations.finish(session, ended, "succeeded")
+    other = operations.claim(here.database, "host:1:1", "image", 30, share=9)
+    assert other is not None
+    assert {ended.actor, other.actor} == {"alice", "bob"}
+    with here.database.write() as session:
+        operations.finish(session, other, "succeeded")
+    assert here.do(images.create, here.settings, here.alice, body).state == "queued"
+
+
 # ---------------------------------------------------------------- what is depended on
 
 
@@ -388,3 +416,12 @@ def test_every_refusal_of_images_has_a_status() -> None:
     told = {"target-full"}  # told as pool-full
     assert below(errors.ImageError) - told == (IMAGE_REFUSALS - {"image-not-available"}) | UNWELL
     assert not IMAGE_REFUSALS & UNWELL
+
+
+def test_what_is_refused_at_once_and_later_ends_a_command_alike() -> None:
+    for codes, expected in ((IMAGE_REFUSALS | REFUSALS - {"cancelled"}, Exit.CONFLICT), (UNWELL, Exit.UNAVAILABLE)):
+        failed = {
+            code: OperationFailed({"id": "1", "kind": "k", "state": "failed", "error": {"code": code}})
+            for code in codes
+        }
+        assert {code for code, error in failed.items() if error.exit_code != expected} == set()

@@ -12,14 +12,17 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import update
 
 from app import capacity, image_care, images, pins, reconcile, volumes
 from app.db import Database
-from app.models import Image, Operation, User, Volume
+from app.models import Image, Operation, Pool, User, Volume
 from app.schemas import JudgementCreate
 from app.states import now
 from app.steps import golden
+from app.steps import images as steps
 from app.steps.job import pace
+from app.worker import Worker
 from imagecache.identifiers import identifier_of
 from tests.support import rows
 from tests.support.endorsements import entry
@@ -146,6 +149,25 @@ def test_a_cancelled_fetch_leaves_nothing(there: ImageHouse) -> None:
     there.at_rest()
 
 
+def test_of_two_workers_the_one_that_lost_its_lease_hands_nothing_out(there: ImageHouse) -> None:
+    """It is still writing when another claims the fetch: that one waits for it to notice, and begins anew."""
+    database, asked = there.house.database, there.publish("/a.raw", content(1), pause=0.05)
+    operation = there.ask(**asked)
+    wait_until(lambda: there.downloads("/a.raw"), what="the first download")
+    other = Worker(there.house.outside, there.house.bus)
+    with database.write() as session:
+        until = now() + dt.timedelta(seconds=600)
+        claimed = {"worker": other.name, "lease_until": until, "fence": Operation.fence + 1}
+        session.execute(update(Operation).where(Operation.id == operation.id).values(**claimed))
+        taken = session.get_one(Operation, operation.id, populate_existing=True)
+    other.work(taken)
+    ended = there.house.ended(operation)
+    assert (ended.state, ended.fence) == ("succeeded", taken.fence)
+    assert there.downloads("/a.raw") == 2
+    assert len(there.events("image.fetched")) == 1
+    there.at_rest()
+
+
 def test_progress_tells_how_fast_it_goes(there: ImageHouse) -> None:
     operation = there.ask(**there.publish("/a.raw", content(1, 16 * MIB), pause=0.02))
 
@@ -169,17 +191,20 @@ def test_pace_is_told_for_people() -> None:
 def test_a_judgement_downloads_nothing(there: ImageHouse) -> None:
     asked = there.publish("/a.raw", content(1))
     body = JudgementCreate.model_validate(asked)
-    judged = there.house.ended(there.house.do(images.judge, there.alice, body))
+    judged = there.house.ended(there.house.do(images.judge, there.house.settings, there.alice, body))
     assert judged.result is not None
     assert judged.result["passed"]["checksums"] == {"sha256": asked["checksum"]}
     there.set_policy(deny_checksums=frozenset({asked["checksum"]}))
-    judged = there.house.ended(there.house.do(images.judge, there.alice, body))
+    judged = there.house.ended(there.house.do(images.judge, there.house.settings, there.alice, body))
     assert judged.result is not None
     assert judged.result["passed"] is None
     assert [refusal["rule"] for refusal in judged.result["refused"]] == ["checksum-denied"]
     assert (there.downloads("/a.raw"), there.rows(Image)) == (0, [])
     body = JudgementCreate(reference="nonsense")
-    assert there.house.ended(there.house.do(images.judge, there.alice, body)).error_code == "bad-reference"
+    assert (
+        there.house.ended(there.house.do(images.judge, there.house.settings, there.alice, body)).error_code
+        == "bad-reference"
+    )
 
 
 # ---------------------------------------------------------------- volumes
@@ -236,6 +261,35 @@ def test_a_golden_copy_goes_with_the_image_and_not_before_its_volumes(there: Ima
     assert (there.golden(), there.files()) == ([], [])
     assert there.house.outside.pools["default"].inventory() == []
     there.at_rest()
+
+
+def test_a_golden_copy_that_no_volume_needs_gives_way_in_a_scarce_pool(there: ImageHouse) -> None:
+    image = there.fetched(**there.publish("/a.raw", content(1)))
+    made = there.volume(image=str(image.id))
+    there.house.chores.relieve_pools()
+    with there.house.database.write() as session:
+        session.execute(update(Pool).values(alarm="only little free"))
+    there.house.chores.relieve_pools()
+    assert len(there.golden()) == 1  # its volume's changes are found against it
+    there.house.ended(there.house.do(volumes.request_delete, there.alice, made.resource_id, None))
+    assert len(there.golden()) == 1
+    there.house.chores.relieve_pools()
+    assert there.golden() == []
+    assert there.house.outside.pools["default"].inventory() == []
+    there.at_rest()
+    assert there.volume(image=str(image.id)).state == "succeeded"
+
+
+def test_who_makes_a_volume_of_a_public_image_is_not_told_its_reference(there: ImageHouse) -> None:
+    """Which can hold a secret; who names it knows it."""
+    asked = there.publish("/a.raw", content(1))
+    image = there.fetched(**asked, visibility="public")
+    bob, carol = there.house.caller("bob"), there.house.caller("carol")
+    assert there.volume(bob, image=str(image.id)).state == "succeeded"
+    assert there.volume(carol, image=asked["reference"], checksum=asked["checksum"]).state == "succeeded"
+    with there.house.database.read() as session:
+        close = [images.shown(session, caller, [image])[image.id].close for caller in (there.alice, bob, carol)]
+    assert close == [True, False, True]
 
 
 def test_a_half_made_golden_copy_is_never_cloned(there: ImageHouse) -> None:
@@ -340,6 +394,17 @@ def test_a_rotten_image_is_set_aside_and_fetched_again(there: ImageHouse) -> Non
     there.at_rest()
 
 
+def test_what_is_there_again_is_not_lost(there: ImageHouse) -> None:
+    """Two who look at the same time find it missing; the first has it fetched, before the second acts."""
+    image = there.fetched(**there.publish("/a.raw", content(1)))
+    assert not steps.lost(there.house.database.write, there.cache, image.digest or "", missing=True)
+    there.file(image.digest).unlink()
+    assert steps.lost(there.house.database.write, there.cache, image.digest or "", missing=True)
+    there.house.settle()
+    assert there.file(image.digest).exists()
+    assert len(there.events("image.lost")) == 1
+
+
 def test_what_cannot_be_had_again_is_in_error_and_told(there: ImageHouse) -> None:
     first = there.fetched(**there.publish("/a.raw", content(1)))
     made = there.volume(image=str(first.id)).resource_id
@@ -399,6 +464,28 @@ def test_a_full_cache_makes_room_before_it_refuses(database: Database, tmp_path:
             assert there.failed(**there.publish("/c.raw", content(3, 60 * MIB))) == "image-cache-full"
             there.at_rest()
             assert there.fetched(**there.publish("/d.raw", content(4, 8 * MIB))).state == "available"
+
+
+def test_nothing_goes_for_what_would_not_fit_all_the_same(there: ImageHouse) -> None:
+    image = there.fetched(**there.publish("/a.raw", content(1)))
+    usage = there.cache.usage()
+    assert not image_care.make_room(there.house.outside, 0, usage.size)
+    assert there.row(image.id) is not None
+    assert image_care.make_room(there.house.outside, 0)
+    there.house.settle()
+    assert there.row(image.id) is None
+    there.at_rest()
+
+
+def test_what_is_going_is_waited_for_before_more_goes(there: ImageHouse) -> None:
+    first, second = (there.fetched(**there.publish(f"/{n}.raw", content(n))) for n in range(2))
+    there.house.worker.stopping.set()
+    for thread in there.house._threads:
+        thread.join(60)
+    for _ in range(2):
+        assert image_care.make_room(there.house.outside, 1)
+    states = {image.id: image.state for image in there.rows(Image)}
+    assert states == {first.id: "deleting", second.id: "available"}
 
 
 def test_a_cache_that_is_not_mounted_serves_nothing_and_loses_nothing(there: ImageHouse) -> None:

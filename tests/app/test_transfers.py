@@ -12,8 +12,10 @@ from typing import BinaryIO, cast
 import pytest
 
 from app.errors import Problem
+from app.factory import create_app
 from app.ids import new_id
 from app.transfers import Line, Places, Sending, receiving
+from tests.support.databases import settings_for
 
 ALICE, BOB, CAROL = new_id(), new_id(), new_id()
 LONG = 600.0
@@ -156,6 +158,34 @@ def test_a_body_that_is_refused_is_not_waited_for(ends: tuple[socket.socket, soc
     assert ours.recv(1) == b""  # for who reads on, it has ended
     ours.sendall(b"409")
     assert client.recv(3) == b"409"  # and the answer goes out
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/v1/volumes"])
+def test_what_is_left_of_a_refused_request_is_not_waited_for(
+    ends: tuple[socket.socket, socket.socket], tmp_path: Path, sqlite_template: Path, path: str
+) -> None:
+    """The server would, whatever it was: here nobody is signed in, or nothing is there."""
+    ours, client = ends
+    app = create_app(settings_for(tmp_path, f"sqlite:///{sqlite_template}"))
+    with ours.makefile("rb") as body:
+        given = {"wsgi.input": body, "gunicorn.socket": ours, "CONTENT_LENGTH": "100"}
+        client.sendall(bytes(10))
+        answer = app.test_client().post(path, environ_overrides=given)
+        assert answer.status_code in (401, 404)
+    assert ours.recv(1) == b""
+
+
+def test_a_request_that_was_read_leaves_its_connection_open(
+    ends: tuple[socket.socket, socket.socket], tmp_path: Path, sqlite_template: Path
+) -> None:
+    ours, client = ends
+    app = create_app(settings_for(tmp_path, f"sqlite:///{sqlite_template}"))
+    client.sendall(bytes(10))
+    with ours.makefile("rb") as body:
+        given = {"wsgi.input": body, "gunicorn.socket": ours, "CONTENT_LENGTH": "10"}
+        assert app.test_client().post("/nowhere", environ_overrides=given).status_code == 404
+    client.sendall(b"next")
+    assert ours.recv(4) == b"next"
 
 
 def test_who_has_no_place_is_not_read_at_all(ends: tuple[socket.socket, socket.socket]) -> None:

@@ -493,6 +493,15 @@ def test_what_a_thread_could_not_end_is_not_renewed_and_tried_again(house: House
     invariants.check(house.database, idle=True)
 
 
+def test_what_this_version_does_not_know_ends_as_failed(house: House, alice: Caller) -> None:
+    """Of a newer one that was here before: it must not come back for ever."""
+    asked = create(house, alice)
+    with house.database.write() as session:
+        session.execute(update(Operation).where(Operation.id == asked.id).values(kind="volume.transmute"))
+    ended = step(house, asked)
+    assert (ended.state, ended.error_code) == ("failed", "unknown-kind")
+
+
 def test_a_beat_keeps_what_is_in_hand_and_says_that_the_worker_lives(house: House, alice: Caller) -> None:
     asked = create(house, alice)
     seen: list[dt.datetime | None] = []

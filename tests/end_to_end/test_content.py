@@ -105,6 +105,13 @@ def test_who_stands_still_is_cut_off(serve: Serve) -> None:
         sender.send(DATA[: 600 << 10])
         assert sender.status() == 408
         assert sender.ended()
+    stalled = {"Content-Type": "application/json", "Content-Length": "100"}
+    with ExitStack() as stack:
+        for sender in [
+            stack.enter_context(closing(Raw(service.admin, "POST", "/v1/volumes", stalled))) for _ in range(CROWD)
+        ]:
+            assert sender.status() == 400
+            assert sender.ended()
     received = service.admin.show(upload)["received"]
     assert 0 < received <= 600 << 10
     rest = service.admin.put(
