@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from app.models import Operation
-from app.steps import attachments, from_image, images, site, snapshots, uploads, volumes
+from app.steps import attachments, fetching, from_image, images, site, snapshots, uploads, volumes
 from app.steps.job import Again, Job, Settle
 
 Failed = Callable[[Session, Operation, Exception], None]
@@ -42,7 +42,7 @@ HANDLERS: dict[str, Handler] = {
     "snapshot.create": Handler(snapshots.create, snapshots.create_failed, snapshots.remove_copy),
     "snapshot.delete": Handler(snapshots.delete, snapshots.delete_failed),
     "volume.from-image": Handler(from_image.from_image, from_image.from_image_failed, volumes.remove_copy),
-    "image.fetch": Handler(images.fetch, images.fetch_failed),
+    "image.fetch": Handler(fetching.fetch, fetching.fetch_failed),
     "image.from-volume": Handler(images.from_volume, images.from_volume_failed, images.remove_clone),
     "image.commit": Handler(uploads.commit, uploads.commit_failed),
     "image.join": Handler(images.join, images.join_failed),

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from sqlalchemy.orm import Session
 
-from app.events import record
 from app.models import Image, Operation
-from app.operations import Cancelled, actor_of
-from app.steps import images
+from app.operations import Cancelled
+from app.steps import keeping
 from app.steps.job import Job, Settle
 from app.uploads import part
 
@@ -23,17 +22,17 @@ def commit(job: Job) -> Settle:
     assert image.checksum is not None
     told, (algorithm, digest) = image.upload, image.checksum.split(":")
     with job.lock():
-        with images.room(job, image.charged):
+        with keeping.room(job, image.charged):
             stored = job.library().store.add_file(
                 image.id, part(job.outside.settings, image.id), compression=told["compression"],
                 format=told["format"], checksums={algorithm: digest}, progress=job.meter("read"),
             )  # fmt: skip
-        images.name_file(job, image.id, stored.digest)
+        keeping.name_file(job, image.id, stored.digest)
 
     def settle(session: Session) -> None:
-        images.keep(session, job.operation, stored)
-        images.recharge(session, image.id, stored.file_size)
-        _told(session, job.operation, "image.made", digest=stored.digest, size=stored.size, upload=True)
+        keeping.keep(session, job.operation, stored)
+        keeping.recharge(session, image.id, stored.file_size)
+        keeping.told_of(session, job.operation, "image.made", digest=stored.digest, size=stored.size, upload=True)
 
     return settle
 
@@ -43,11 +42,6 @@ def commit_failed(session: Session, operation: Operation, error: Exception) -> N
     image = session.get(Image, operation.resource_id, populate_existing=True)
     if image is None:
         return
-    images.forget(session, image)
-    cause = "it was cancelled" if isinstance(error, Cancelled) else images.cause_of(error)
-    _told(session, operation, "image.failed", cause=cause)
-
-
-def _told(session: Session, operation: Operation, kind: str, **detail: object) -> None:
-    resource = ("image", operation.resource_id)
-    record(session, actor_of(operation), kind, resource, operation=str(operation.id), **detail)
+    keeping.forget(session, image)
+    cause = "it was cancelled" if isinstance(error, Cancelled) else keeping.cause_of(error)
+    keeping.told_of(session, operation, "image.failed", cause=cause)
