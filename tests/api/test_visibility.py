@@ -162,7 +162,10 @@ BODIES = {
     "update_node": {"enabled": True},
     "update_group": {"members": []},
     "set_quota": {"count": 1},
+    "update_image": {"name": "x"},
 }
+#: A piece of an upload.
+PIECE = {"data": b"x", "headers": {"Content-Type": "application/octet-stream", "Content-Range": "bytes 0-0/1"}}
 
 
 @pytest.fixture(scope="module")
@@ -171,10 +174,12 @@ def theirs(site: Site) -> dict[str, str]:
     attached = site.owner.attach(site.ids["private"], initiator("owner"), "ro")["id"]
     operation = site.owner.get("/v1/operations").json()["items"][0]["id"]
     token = site.owner.post("/v1/tokens", json={}).json()["id"]
+    upload = {"size": MIB, "checksum": "sha256:" + "0" * 64, "format": "raw"}
+    image = site.owner.post("/v1/images", json={"upload": upload}).json()["id"]
     return {
         "/v1/volumes/": site.ids["private"], "/v1/snapshots/": site.ids["snapshot"], "/v1/attachments/": attached,
         "/v1/operations/": operation, "/v1/tokens/": token, "/v1/users/": "owner", "/v1/nodes/": "node-1",
-        "/v1/groups/": "writers", "/v1/quotas/": "owner",
+        "/v1/groups/": "writers", "/v1/quotas/": "owner", "/v1/images/": image,
     }  # fmt: skip
 
 
@@ -189,15 +194,17 @@ def test_what_you_may_not_see_is_answered_like_what_is_not_there(site: Site, the
                 continue
             existing, missing = theirs[prefix], NOWHERE if "id}" in path else "nobody"
             for method, operation in operations.items():
-                for parameters in ({}, {"dry_run": "true"}) if method != "get" else ({},):
+                plans = any(each["name"] == "dry_run" for each in operation["parameters"])
+                for parameters in ({}, {"dry_run": "true"}) if plans else ({},):
                     given = parameters | ({"group": "none"} if operation["operationId"] == "unshare_volume" else {})
+                    rest = path.partition("}")[2].replace("{name}", "a-name")
+                    body = PIECE if operation["operationId"] == "put_upload" else {
+                        "json": BODIES.get(operation["operationId"])
+                    }  # fmt: skip
                     answers = [
-                        site.stranger.request(
-                            method.upper(), prefix + name + path.partition("}")[2],
-                            params=given, json=BODIES.get(operation["operationId"]),
-                        )
+                        site.stranger.request(method.upper(), prefix + name + rest, params=given, **body)
                         for name in (existing, missing)
-                    ]  # fmt: skip
+                    ]
                     told = [
                         (a.status_code, a.text.replace(n, "…"))
                         for a, n in zip(answers, (existing, missing), strict=True)
