@@ -14,6 +14,9 @@ import pytest
 
 from tests.support.service import BIN, Api, RunningService, running
 
+#: A minute or two where nothing else runs; how long it takes is how much there is to explore, and no sign of anything.
+pytestmark = pytest.mark.timeout(900)
+
 HERE = Path(__file__).parent
 OPERATIONS = 59
 SEED = 20261122

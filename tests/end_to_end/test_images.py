@@ -84,7 +84,8 @@ def test_an_origin_that_dies_and_returns_is_resumed(serve: Serve, origin: Origin
     first, second = downloads(origin)
     assert "Range" not in first
     assert second["Range"] == f"bytes={12 * MIB}-"
-    assert origin.served("/a.raw") < len(data) + MIB  # what had come was not sent again
+    # What had come was not sent again. The look is of 512 bytes, but the server has sent what its socket holds by then.
+    assert origin.served("/a.raw") < len(data) + 8 * MIB
     at_rest(service)
 
 

@@ -156,6 +156,7 @@ def test_a_file_made_by_somebody_else_becomes_ours(cache: Cache) -> None:
 def test_only_a_regular_file_becomes_an_image(cache: Cache, kind: str, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("secret")
+    secret.chmod(0o644)  # whatever the umask
     make = {"link": lambda file: file.symlink_to(secret), "directory": Path.mkdir, "fifo": os.mkfifo}[kind]
     with cache.stage(KEY) as stage:
         make(stage.path / "image")
