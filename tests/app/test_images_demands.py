@@ -5,13 +5,9 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
-import shutil
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from app.db import Database
 from app.states import now
@@ -24,22 +20,13 @@ from tests.support.imagehouse import ImageHouse, content, image_house, sha256
 from tests.support.marketplace import marketplace
 
 
-@pytest.fixture
-def database(sqlite_template: Path, tmp_path: Path) -> Iterator[Database]:
-    path = tmp_path / "stratus.db"
-    shutil.copy(sqlite_template, path)
-    opened = Database(f"sqlite:///{path}", connections=60)
-    yield opened
-    opened.close()
+def house(sqlite_database: Database, tmp_path: Path, **settings: Any) -> AbstractContextManager[ImageHouse]:
+    return image_house(tmp_path / "home", sqlite_database, images=settings)
 
 
-def house(database: Database, tmp_path: Path, **settings: Any) -> AbstractContextManager[ImageHouse]:
-    return image_house(tmp_path / "home", database, images=settings)
-
-
-def test_a_second_checksum_of_the_asker_is_compared_too(database: Database, tmp_path: Path) -> None:
+def test_a_second_checksum_of_the_asker_is_compared_too(sqlite_database: Database, tmp_path: Path) -> None:
     data = content(1)
-    with house(database, tmp_path) as there:
+    with house(sqlite_database, tmp_path) as there:
         there.fetched(**there.publish("/a.raw", data))
         there.publish("/b.raw", data)
         url = f"{there.origin.url('/b.raw')}?sha256={sha256(data)}"
@@ -48,9 +35,9 @@ def test_a_second_checksum_of_the_asker_is_compared_too(database: Database, tmp_
         assert there.fetched(reference=url, checksum=f"sha1:{right}").state == "available"
 
 
-def test_a_checksum_demanded_of_an_identifier_is_compared_too(database: Database, tmp_path: Path) -> None:
+def test_a_checksum_demanded_of_an_identifier_is_compared_too(sqlite_database: Database, tmp_path: Path) -> None:
     data = content(1)
-    with marketplace() as market, house(database, tmp_path, marketplaces=[market.url]) as there:
+    with marketplace() as market, house(sqlite_database, tmp_path, marketplaces=[market.url]) as there:
         there.publish("/a.raw", data)
         location = there.origin.url("/a.raw")
         until = now() + dt.timedelta(30)
@@ -69,10 +56,10 @@ def test_what_is_demanded_is_kept_for_the_next_try() -> None:
 
 
 def test_bytes_that_were_denied_meanwhile_are_denied_under_another_reference(
-    database: Database, tmp_path: Path
+    sqlite_database: Database, tmp_path: Path
 ) -> None:
     data = content(1)
-    with house(database, tmp_path) as there:
+    with house(sqlite_database, tmp_path) as there:
         image = there.fetched(**there.publish("/a.raw", data))
         there.set_policy(deny_checksums=frozenset((image.source_digests or {}).values()))
         assert there.failed(**there.publish("/b.raw", data)) == "policy-refused"

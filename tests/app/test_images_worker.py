@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import os
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,13 +32,9 @@ from tests.support.service import wait_until
 
 
 @pytest.fixture
-def database(sqlite_template: Path, tmp_path: Path) -> Iterator[Database]:
+def database(sqlite_database: Database) -> Database:
     """What two kinds of databases make different is tried in test_images."""
-    path = tmp_path / "stratus.db"
-    shutil.copy(sqlite_template, path)
-    opened = Database(f"sqlite:///{path}", connections=60)
-    yield opened
-    opened.close()
+    return sqlite_database
 
 
 @pytest.fixture
